@@ -1,0 +1,1 @@
+"""wardround: train one model across hospitals; patients' records stay where they are."""

@@ -1,0 +1,1 @@
+"""What wardround costs beside a plain loop: run from the repository's root, `python -m benchmarks.simulation`."""

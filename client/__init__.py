@@ -1,0 +1,1 @@
+"""One hospital: its policy, its ledger, its data, its training. Imports wardround.common only."""

@@ -1,0 +1,355 @@
+"""The privacy ledger: the one place at a hospital that may say "go on".
+
+An append-only, hash-chained SQLite journal. The whole cost of a study is reserved before its first record is opened; a
+reservation that was never settled counts in full, so a crash can only cost privacy, never give it back.
+
+    reserve   the study's noised steps, refused if the cohort's lifetime budget would be passed
+    mark      a round is about to be trained; each mark spends `local.steps` of the reservation
+    answer    the reply of a marked round, stored before it is sent: sending it again is free
+    settle    the study is over: what was never marked is given back, once
+
+A mark without an answer means that nothing left the site (an answer is on disk before it is sent), so training the same
+round from the same model once more spends nothing new. Another model, or another attempt, is a new mark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from wardround.common.errors import BudgetExhausted, LedgerBroken, OrderRefused, RoundTaken
+from wardround.common.privacy import NoisedSteps, filtered
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS journal(
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  kind TEXT NOT NULL CHECK(kind IN ('limit', 'reserve', 'mark', 'answer', 'settle')),
+  cohort TEXT NOT NULL, study TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL,
+  time REAL NOT NULL, body TEXT NOT NULL, prev TEXT NOT NULL, hash TEXT NOT NULL UNIQUE);
+CREATE UNIQUE INDEX IF NOT EXISTS one_reserve ON journal(run) WHERE kind = 'reserve';
+CREATE UNIQUE INDEX IF NOT EXISTS one_settle ON journal(run) WHERE kind = 'settle';
+CREATE UNIQUE INDEX IF NOT EXISTS one_mark ON journal(run, round, attempt) WHERE kind = 'mark';
+CREATE UNIQUE INDEX IF NOT EXISTS one_answer ON journal(run, round, attempt) WHERE kind = 'answer';
+CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON journal BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON journal BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TABLE IF NOT EXISTS reply(
+  run TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, blob BLOB NOT NULL,
+  PRIMARY KEY(run, round, attempt));
+"""
+_GENESIS = "0" * 64
+_KEPT_REPLIES = 2  # rounds back for which a lost reply can be sent again
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Patients who share one budget over all studies and data sets.
+
+    Attributes:
+        epsilon_lifetime: what all studies together may cost, at `delta`, by the Renyi filter.
+
+    """
+
+    name: str
+    epsilon_lifetime: float
+    delta: float
+
+
+@dataclass(frozen=True)
+class StudyAccount:
+    """What one run of a study reserved and spent at this site."""
+
+    cohort: str
+    name: str
+    study: str
+    run: str
+    reserved: NoisedSteps
+    marked: int  # noised steps of marked rounds
+    settled: bool
+
+    @property
+    def charged(self) -> NoisedSteps:
+        """What counts against the budget: the marks once settled, the whole reservation before."""
+        steps = self.marked if self.settled else self.reserved.steps
+        return NoisedSteps(self.reserved.sampling_rate, self.reserved.noise_multiplier, steps)
+
+    @property
+    def spent(self) -> NoisedSteps:
+        """What was really released so far."""
+        return NoisedSteps(self.reserved.sampling_rate, self.reserved.noise_multiplier, self.marked)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One attempt at one round of one run of a study."""
+
+    study: str
+    run: str
+    round: int
+    attempt: int
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What makes it unique at a site."""
+        return self.run, self.round, self.attempt
+
+
+class PrivacyLedger:
+    """A hospital's ledger file; safe to open from several processes at once.
+
+    Raises:
+        LedgerBroken: when opened, if the file is no ledger or its chain does not hold; later, if it cannot be written.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _speaking_plainly():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            os.close(descriptor)
+            self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.executescript(_SCHEMA)
+        self.verify()
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._db.close()
+
+    def __enter__(self) -> PrivacyLedger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def reserve(self, cohort: Cohort, *, study: str, name: str, run: str, steps: NoisedSteps, steps_per_round: int) -> None:
+        """Set aside the whole cost of a study's run; asking again for the same run changes nothing.
+
+        Raises:
+            BudgetExhausted: with it, the cohort's lifetime budget would be passed, or the budget was lowered since.
+            OrderRefused: the run was reserved with other numbers, or is already settled.
+
+        """
+        body = {**asdict(steps), "name": name, "steps_per_round": steps_per_round}
+        with self._writing():
+            self._note_limit(cohort)
+            known = self._one("SELECT study, cohort, body FROM journal WHERE kind = 'reserve' AND run = ?", run)
+            if known is not None:
+                if known[:2] != (study, cohort.name) or json.loads(known[2]) != body:
+                    raise OrderRefused("this run was begun with another plan")
+                self._refuse_settled(run)
+            charged = [a.charged for a in self.accounts() if a.cohort == cohort.name]
+            after = filtered(charged if known else [*charged, steps], cohort.delta)
+            if not after <= cohort.epsilon_lifetime:  # so that NaN is refused too
+                raise BudgetExhausted(
+                    f"study {name} would bring this site's patients to epsilon {after:.2f} over all studies; "
+                    f"the site allows {cohort.epsilon_lifetime:g}"
+                )
+            if known is None:
+                self._append("reserve", cohort.name, Moment(study, run, 0, 0), body)
+
+    def mark(self, at: Moment, *, model: str) -> bytes | None:
+        """Write down that a round is about to be trained from the model with this digest.
+
+        Returns:
+            The stored reply if this very round was answered before; None if it is to be trained.
+
+        Raises:
+            RoundTaken: the same round and attempt was begun from another model.
+            OrderRefused: no such reservation, or a reply no longer kept.
+            BudgetExhausted: the reservation is used up.
+
+        """
+        with self._writing():
+            cohort, terms = self._reservation(at.study, at.run)
+            marked = self._entry("mark", at)
+            if marked is not None:
+                if marked["model"] != model:
+                    raise RoundTaken(f"round {at.round} was already begun from another model")
+                return self._stored_reply(at)
+            self._refuse_settled(at.run)
+            if (self._marks(at.run) + 1) * terms["steps_per_round"] > terms["steps"]:
+                raise BudgetExhausted(f"all steps reserved for study {terms['name']} are spent")
+            self._append("mark", cohort, at, {"model": model})
+            return None
+
+    def answer(self, at: Moment, *, reply: bytes) -> None:
+        """Store the reply of a marked round; from here on it may leave the site, any number of times.
+
+        Raises:
+            OrderRefused: the round was never marked, or another process answered it first.
+
+        """
+        with self._writing():
+            cohort, _ = self._reservation(at.study, at.run)
+            self._refuse_settled(at.run)
+            if self._entry("mark", at) is None:
+                raise OrderRefused(f"round {at.round} was never begun")
+            if self._entry("answer", at) is not None:
+                raise OrderRefused(f"round {at.round} was already answered")
+            self._append("answer", cohort, at, {"sha256": hashlib.sha256(reply).hexdigest(), "bytes": len(reply)})
+            self._db.execute("INSERT INTO reply VALUES(?, ?, ?, ?)", (*at.key, reply))
+            self._db.execute("DELETE FROM reply WHERE run = ? AND round <= ?", (at.run, at.round - _KEPT_REPLIES))
+
+    def settle(self, *, study: str, run: str) -> int:
+        """End a run: what was not marked is given back. Returns the noised steps it cost; settling twice is harmless."""
+        with self._writing():
+            cohort, terms = self._reservation(study, run)
+            cost: int = self._marks(run) * terms["steps_per_round"]
+            if not self._settled(run):
+                self._append("settle", cohort, Moment(study, run, 0, 0), {"steps": cost})
+                self._db.execute("DELETE FROM reply WHERE run = ?", (run,))
+            return cost
+
+    def accounts(self) -> list[StudyAccount]:
+        """Every run ever reserved here, oldest first."""
+        rows = self._all(
+            """SELECT r.cohort, r.study, r.run, r.body,
+                 (SELECT COUNT(*) FROM journal m WHERE m.kind = 'mark' AND m.run = r.run),
+                 EXISTS(SELECT 1 FROM journal s WHERE s.kind = 'settle' AND s.run = r.run)
+               FROM journal r WHERE r.kind = 'reserve' ORDER BY r.seq"""
+        )
+        found = []
+        for cohort, study, run, body, marks, settled in rows:
+            terms = json.loads(body)
+            steps = NoisedSteps(terms["sampling_rate"], terms["noise_multiplier"], terms["steps"])
+            marked = marks * terms["steps_per_round"]
+            found.append(StudyAccount(cohort, terms["name"], study, run, steps, marked, bool(settled)))
+        return found
+
+    def spent(self, run: str) -> int:
+        """Noised steps marked for `run` so far."""
+        return sum(account.marked for account in self.accounts() if account.run == run)
+
+    @property
+    def head(self) -> str:
+        """Hash of the newest entry."""
+        row = self._one("SELECT hash FROM journal ORDER BY seq DESC LIMIT 1")
+        return str(row[0]) if row else _GENESIS
+
+    def must_hold(self, head: str) -> None:
+        """Refuse to go on if `head`, which the coordinator once saw here, is unknown: an old backup was restored.
+
+        Raises:
+            LedgerBroken: the entry is not in this ledger.
+
+        """
+        if head and self._one("SELECT 1 FROM journal WHERE hash = ?", head) is None and head != _GENESIS:
+            raise LedgerBroken(
+                "the coordinator has seen a newer state of this site's ledger than the file holds; "
+                "an old copy would spend privacy twice"
+            )
+
+    def verify(self) -> int:
+        """Recompute the chain. Returns how many entries hold.
+
+        Raises:
+            LedgerBroken: naming the first entry that does not fit.
+
+        """
+        previous, count = _GENESIS, 0
+        rows = self._all(
+            "SELECT seq, kind, cohort, study, run, round, attempt, time, body, prev, hash FROM journal ORDER BY seq"
+        )
+        damaged = self._one("PRAGMA integrity_check") != ("ok",)  # the quick one would not look into the indices
+        for seq, *entry, prev, digest in rows:
+            count += 1
+            if seq != count or prev != previous or digest != _hash(previous, entry):
+                raise LedgerBroken(f"the ledger's chain is broken at entry {count}")
+            previous = digest
+        if damaged:
+            raise LedgerBroken("the ledger's file is damaged")
+        return count
+
+    def _append(self, kind: str, cohort: str, at: Moment, body: dict[str, Any]) -> None:
+        entry = [kind, cohort, at.study, *at.key, time.time(), json.dumps(body, sort_keys=True)]
+        previous = self.head
+        self._db.execute(
+            "INSERT INTO journal(kind, cohort, study, run, round, attempt, time, body, prev, hash)"
+            " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*entry, previous, _hash(previous, entry)),
+        )
+
+    def _note_limit(self, cohort: Cohort) -> None:
+        limit = {"epsilon_lifetime": cohort.epsilon_lifetime, "delta": cohort.delta}
+        row = self._one("SELECT body FROM journal WHERE kind = 'limit' AND cohort = ? ORDER BY seq DESC", cohort.name)
+        if row is None or json.loads(row[0]) != limit:
+            self._append("limit", cohort.name, Moment("", "", 0, 0), limit)
+
+    def _stored_reply(self, at: Moment) -> bytes | None:
+        answered = self._entry("answer", at)
+        if answered is None:
+            self._refuse_settled(at.run)
+            return None
+        row = self._one("SELECT blob FROM reply WHERE run = ? AND round = ? AND attempt = ?", *at.key)
+        if row is None:
+            raise OrderRefused(f"round {at.round} was answered long ago; its reply is no longer kept")
+        if not isinstance(row[0], bytes) or hashlib.sha256(row[0]).hexdigest() != answered["sha256"]:
+            raise LedgerBroken(f"the stored reply of round {at.round} is not the one that was written")
+        return row[0]
+
+    def _reservation(self, study: str, run: str) -> tuple[str, dict[str, Any]]:
+        """Cohort and terms of a run's reservation."""
+        row = self._one("SELECT cohort, study, body FROM journal WHERE kind = 'reserve' AND run = ?", run)
+        if row is None or row[1] != study:
+            raise OrderRefused("nothing is reserved for this run")
+        return row[0], json.loads(row[2])
+
+    def _entry(self, kind: str, at: Moment) -> dict[str, Any] | None:
+        query = "SELECT body FROM journal WHERE kind = ? AND run = ? AND round = ? AND attempt = ?"
+        row = self._one(query, kind, *at.key)
+        return json.loads(row[0]) if row else None
+
+    def _settled(self, run: str) -> bool:
+        return self._one("SELECT 1 FROM journal WHERE kind = 'settle' AND run = ?", run) is not None
+
+    def _refuse_settled(self, run: str) -> None:
+        if self._settled(run):
+            raise OrderRefused("this run is settled")
+
+    def _marks(self, run: str) -> int:
+        row = self._one("SELECT COUNT(*) FROM journal WHERE kind = 'mark' AND run = ?", run)
+        return int(row[0]) if row else 0
+
+    def _one(self, query: str, *values: object) -> tuple[Any, ...] | None:
+        rows = self._all(query, *values)
+        return rows[0] if rows else None
+
+    def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with _speaking_plainly():
+            rows: list[tuple[Any, ...]] = self._db.execute(query, values).fetchall()
+            return rows
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One writer at a time, over all processes; everything or nothing."""
+        with _speaking_plainly():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+
+
+@contextlib.contextmanager
+def _speaking_plainly() -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise LedgerBroken("the ledger cannot be read or written", detail=str(error)) from None
+
+
+def _hash(previous: str, entry: list[Any]) -> str:
+    return hashlib.sha256((previous + json.dumps(entry, default=repr)).encode()).hexdigest()

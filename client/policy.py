@@ -1,0 +1,103 @@
+"""What a hospital allows. The file lives at the site and outranks every plan: the coordinator can only ask for less.
+
+Deny by default: a task that is not named, or a study without privacy, is refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, StringConstraints
+
+from wardround.common.config import Config
+from wardround.common.errors import PlanRefused
+from wardround.common.plan import Count, Name, Positive, StudyPlan
+
+
+class SitePolicy(Config):
+    """The [allow] section of a site file: the limits no plan can loosen."""
+
+    tasks: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    epsilon_per_study: Positive | None = None  # left out: no private study is admitted
+    epsilon_lifetime: Positive | None = None  # over all studies on one cohort of patients
+    delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
+    without_privacy: bool = False
+    min_sites: Count = 2
+    min_patients: Count = 20
+    rounds: Count = 1000
+
+    def admit(self, plan: StudyPlan, site: str, declared_patients: int | None) -> None:
+        """Return if this hospital takes part in `plan`.
+
+        Raises:
+            PlanRefused: with every reason at once.
+
+        """
+        reasons = [*self._about_the_study(plan, site, declared_patients), *self._about_privacy(plan)]
+        if reasons:
+            raise PlanRefused(f"{site} does not take part: " + "; ".join(reasons))
+
+    def _about_the_study(self, plan: StudyPlan, site: str, declared_patients: int | None) -> list[str]:
+        reasons = []
+        if plan.task not in self.tasks:
+            reasons.append(f"task {plan.task} is not allowed here")
+        if site not in plan.sites:
+            reasons.append("the plan does not name this site")
+        elif declared_patients is not None and plan.sites[site] != declared_patients:
+            reasons.append(f"the plan counts {plan.sites[site]} patients here, this site declares {declared_patients}")
+        if plan.min_sites < self.min_sites:
+            reasons.append(f"a round of {plan.min_sites} sites is smaller than the {self.min_sites} this site wants")
+        if plan.rounds > self.rounds:
+            reasons.append(f"{plan.rounds} rounds are more than the {self.rounds} allowed")
+        return reasons
+
+    def _about_privacy(self, plan: StudyPlan) -> list[str]:
+        private = plan.privacy
+        if private is None:
+            return [] if self.without_privacy else ["the plan has no [privacy], and this site wants it"]
+        if self.epsilon_per_study is None or self.epsilon_lifetime is None:
+            return ["this site has set no privacy budget"]
+        reasons = []
+        if private.epsilon > self.epsilon_per_study:
+            reasons.append(f"epsilon {private.epsilon:g} is more than the {self.epsilon_per_study:g} allowed for a study")
+        if private.delta > self.delta:
+            reasons.append(f"delta {private.delta:g} is more than the {self.delta:g} allowed")
+        return reasons
+
+
+class DataSource(Config):
+    """Where the records of one task are, and whose they are."""
+
+    loader: Name
+    path: Annotated[Path, Field(strict=False)]
+    cohort: Name = "patients"  # data sets that share patients share a cohort, and so a budget
+    declared_patients: Count | None = None  # the public size; plans must agree with it
+    patient_column: Annotated[str, StringConstraints(min_length=1)] | None = None  # left out: one record a patient
+    header: bool = True  # of a table: the first line names the columns
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of patients never trained on
+    holdout_seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Compute(Config):
+    """The [compute] section: what training may use."""
+
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+
+
+class SiteConfig(Config):
+    """One hospital's file. It never leaves the hospital."""
+
+    site: Name
+    state: Annotated[Path, Field(strict=False)] = Path("state")  # ledger and log
+    allow: SitePolicy = SitePolicy()
+    data: dict[Name, DataSource] = Field(default_factory=dict)
+    compute: Compute = Compute()
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a site file; relative paths in it start at its own folder."""
+        config = super().load(path)
+        home = path.resolve().parent
+        data = {task: source.model_copy(update={"path": home / source.path}) for task, source in config.data.items()}
+        return config.model_copy(update={"state": home / config.state, "data": data})

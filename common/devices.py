@@ -1,0 +1,22 @@
+"""Where tensors are computed."""
+
+from __future__ import annotations
+
+import torch
+
+from wardround.common.errors import ConfigError
+
+
+def device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:1` as a device; `auto` takes a GPU where there is one.
+
+    Raises:
+        ConfigError: a GPU was asked for by name and is not there.
+
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = torch.device(name)
+    if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"compute.device: {name} was asked for, and {torch.cuda.device_count()} GPUs were found")
+    return found

@@ -1,0 +1,68 @@
+"""Every refusal of wardround, in one tree.
+
+    WardroundError
+    ├── ConfigError          a file is wrong; all its problems at once
+    ├── PlanRefused          a site's policy does not admit this plan
+    ├── BudgetExhausted      the ledger has no privacy left for it
+    ├── LedgerBroken         the ledger's chain is cut, edited or older than what the coordinator saw
+    ├── DataRefused          records do not fit the task's schema
+    ├── OrderRefused         an order of the coordinator contradicts an earlier one, or cannot be read
+    │   └── RoundTaken       the round was begun from another model; a new attempt may be ordered
+    ├── UpdateRefused        a site's reply is not an update of this round
+    ├── CheckpointBroken     a checkpoint cannot be trusted
+    └── StudyStopped         the study ended before its last round, with a reason
+
+The text of a WardroundError may leave a hospital, so it never holds a patient's value, a path or another library's
+message; what only the site may read goes into `detail`. A ConfigError is the exception: it quotes the file for the person
+who wrote it, and never travels.
+"""
+
+from __future__ import annotations
+
+
+class WardroundError(Exception):
+    """A refusal in wardround's own words; `str(error)` is safe to send, `error.detail` stays at the site."""
+
+    def __init__(self, text: str, *, detail: str = "") -> None:
+        super().__init__(text)
+        self.detail = detail
+
+
+class ConfigError(WardroundError):
+    """A file is not what it should be; the text lists every problem in it."""
+
+
+class PlanRefused(WardroundError):
+    """A site's policy does not admit this plan."""
+
+
+class BudgetExhausted(WardroundError):
+    """The ledger has no privacy left for what was asked."""
+
+
+class LedgerBroken(WardroundError):
+    """The ledger's chain is cut, edited, or older than what the coordinator has seen of it."""
+
+
+class DataRefused(WardroundError):
+    """Records do not fit the task's schema; the text counts, the detail (site only) names files and columns."""
+
+
+class OrderRefused(WardroundError):
+    """An order of the coordinator contradicts an earlier one, or cannot be read."""
+
+
+class RoundTaken(OrderRefused):
+    """The round was already begun from another model; the plan may allow a new attempt, which is a new charge."""
+
+
+class UpdateRefused(WardroundError):
+    """A site's reply is not an update of this round; it is dropped and the round goes on."""
+
+
+class CheckpointBroken(WardroundError):
+    """A checkpoint cannot be read or belongs to another study."""
+
+
+class StudyStopped(WardroundError):
+    """The study ended before its last round."""

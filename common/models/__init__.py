@@ -1,0 +1,32 @@
+"""Networks in the field's own names, safe under per-patient clipping: nothing in them couples records of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from wardround.common.errors import ConfigError
+from wardround.common.models.cnn import cnn, resnet18
+from wardround.common.models.mlp import mlp
+from wardround.common.registry import registry
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A registered network."""
+
+    name: str
+    build: Callable[..., nn.Module]
+
+    def __call__(self, **options: Any) -> nn.Module:
+        """Build it; raises `ConfigError` for an option the network does not have."""
+        try:
+            return self.build(**options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.{self.name}: {error}") from None
+
+
+MODELS = registry(Architecture("mlp", mlp), Architecture("cnn", cnn), Architecture("resnet18", resnet18))

@@ -1,0 +1,224 @@
+"""The study plan: what every site and the coordinator agree on, before a record is opened.
+
+A plan is one TOML text, identified by the SHA-256 of its bytes, so what is approved is what is run. It names registered
+things only and never code. Everything the privacy guarantee rests on (rates, sizes, norms) is a public constant in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from wardround.common.config import Config, read_text
+from wardround.common.errors import ConfigError
+from wardround.common.privacy import NoisedSteps, calibrate, filtered, spent
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$")]
+Probability = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Line = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\p{Cc}\p{Cf}]*$")]  # it is printed on terminals
+
+_MOST_NOISED_STEPS = 1_000_000  # their cost takes seconds to work out; more is a mistake or an attack
+
+
+class LocalPlan(Config):
+    """What a site does with the model in one round.
+
+    With one step a site sends its (noised) mean gradient: FedSGD. With more it sends how far its model moved: FedAvg.
+    """
+
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 1
+    learning_rate: Positive = 1.0
+    batch_size: Count | Literal["all"] = "all"  # without privacy; with it, privacy.sampling_rate draws the batch
+    sampler: Literal["uniform", "balanced"] = "uniform"
+    proximal: Annotated[float, Field(ge=0)] = 0.0  # mu of FedProx: pulls the local model towards the round's
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class StepPlan(Config):
+    """What the coordinator does with the combined update: the server optimisers of Reddi et al. 2021."""
+
+    rule: Literal["sgd", "momentum", "adam", "yogi"] = "sgd"
+    learning_rate: Positive = 1.0
+    decay_to: Probability = 1.0  # the learning rate falls in a straight line to this share of itself by the last round
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    second_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    epsilon: Positive = 1e-3  # the adaptivity floor of adam and yogi; no relation to privacy
+    average_last: Annotated[float, Field(ge=0, lt=1)] = 0.0  # the released model is the mean over this last share of rounds
+
+
+class PrivacyPlan(Config):
+    """The guarantee, per patient and hospital; every number in it is public.
+
+    Each step draws patients by independent coins (`sampling_rate`), takes at most `records_per_patient` records of each,
+    clips each patient's mean gradient to `clip_norm`, and adds Gaussian noise at the site.
+    """
+
+    unit: Literal["patient"] = "patient"
+    epsilon: Annotated[float, Field(gt=0, le=100)]
+    delta: Annotated[float, Field(ge=1e-12, le=1e-3)] = 1e-5
+    clip_norm: Positive = 1.0
+    sampling_rate: Probability = 0.25
+    records_per_patient: Annotated[int, Field(ge=1, le=1024)] = 8
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = 1  # how often a round may be trained anew; counted in epsilon
+    noise_multiplier: Annotated[float, Field(ge=0.1, le=1e6)] | None = None  # normally left out: calibrated to the study
+    noise: Literal["local"] = "local"  # each site adds the whole noise itself
+
+
+class StudyPlan(Config):
+    """A study: one task, its sites, and how a round goes."""
+
+    name: Name
+    task: Name
+    title: Line = ""
+    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    min_sites: Count = 2
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of the first model and of batches without privacy; never of noise
+    deadline_seconds: Annotated[float, Field(gt=0, le=7 * 24 * 3600)] = 3600.0
+    lost_rounds: Annotated[int, Field(ge=1, le=1000)] = 3  # so many rounds in a row without enough sites end the study
+    sites: Annotated[dict[Name, Count], Field(min_length=1, max_length=100_000)]  # site = declared patients
+    weighting: Literal["declared", "equal"] = "declared"
+    combine: Literal["mean", "median", "trimmed-mean"] = "mean"
+    trim: Annotated[float, Field(gt=0, lt=0.5)] = 0.1  # of trimmed-mean: the share cut off at each end
+    secure_sum: bool = False
+    model: dict[str, bool | int | float | str | list[int]] = Field(default_factory=dict)
+    local: LocalPlan = LocalPlan()
+    step: StepPlan = StepPlan()
+    privacy: PrivacyPlan | None = None
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        problems = [*self._contradictions(), *self._unkeepable_promises()]
+        if problems:
+            raise ValueError("\n  ".join(problems))
+        return self
+
+    def _contradictions(self) -> list[str]:
+        problems = []
+        if self.min_sites > len(self.sites):
+            problems.append(f"min_sites: {self.min_sites} sites are wanted in a round, but the plan names {len(self.sites)}")
+        if self.combine != "mean" and self.secure_sum:
+            problems.append(f"combine: {self.combine!r} needs every site's own update, which secure_sum = true hides")
+        elif self.secure_sum:
+            problems.append("secure_sum: this release of wardround has no secure sum yet, so it cannot be promised")
+        if self.combine != "mean" and self.min_sites < 3:
+            problems.append(f"combine: {self.combine!r} of fewer than 3 updates protects nobody; min_sites must be 3 or more")
+        if self.local.proximal and self.local.steps == 1:
+            problems.append("local.proximal: does nothing when local.steps = 1; leave it out or take more steps")
+        for site, patients in self.sites.items():
+            if patients != two_digits(patients):
+                problems.append(
+                    f"sites.{site}: {patients} tells more than it must; declare two significant digits "
+                    f"(such as {two_digits(patients)})"
+                )
+        return problems
+
+    def _unkeepable_promises(self) -> list[str]:
+        private = self.privacy
+        if private is None:
+            return []
+        problems = []
+        if self.local.sampler != "uniform":
+            problems.append(
+                f"local.sampler: {self.local.sampler!r} draws some patients more often than privacy.sampling_rate says, "
+                "so the epsilon would not hold; with [privacy] it must be 'uniform'"
+            )
+        if self.local.batch_size != "all":
+            problems.append("local.batch_size: with [privacy] a batch is drawn by privacy.sampling_rate; leave batch_size out")
+        smallest = min(self.sites.values())
+        if private.delta * 10 * smallest > 1:
+            problems.append(
+                f"privacy.delta: {private.delta:g} is too likely a failure for a site of {smallest} patients; "
+                f"at most 1/(10 x patients) = {1 / (10 * smallest):.1g}"
+            )
+        steps = self.noised_steps(1.0).steps
+        if steps > _MOST_NOISED_STEPS:
+            problems.append(
+                f"privacy: {self.rounds} rounds x {private.max_attempts} attempts x {self.local.steps} local steps are {steps} "
+                f"noised steps; at most {_MOST_NOISED_STEPS} can be accounted for"
+            )
+        elif private.noise_multiplier is not None:
+            whole = [self.noised_steps(private.noise_multiplier)]
+            cost = filtered(whole, private.delta)  # quick, and enough to see what is hopeless
+            if cost <= 3 * private.epsilon + 3:
+                cost = spent(whole, private.delta)
+            if cost > private.epsilon:
+                problems.append(
+                    f"privacy.noise_multiplier: {self.rounds} rounds x {private.max_attempts} attempts at noise "
+                    f"{private.noise_multiplier:g} cost epsilon {cost:.2f}, beyond the budget of {private.epsilon:g}; "
+                    "leave noise_multiplier out to have it calibrated"
+                )
+        return problems
+
+    def noised_steps(self, noise_multiplier: float) -> NoisedSteps:
+        """All noised sums a site may ever release under this plan, spare attempts included.
+
+        Raises:
+            ConfigError: the plan has no [privacy].
+
+        """
+        private = self.private()
+        steps = self.rounds * private.max_attempts * self.local.steps
+        return NoisedSteps(private.sampling_rate, noise_multiplier, steps)
+
+    def noise_multiplier(self) -> float:
+        """Sigma: the plan's own, or calibrated once to the whole study."""
+        private = self.private()
+        if private.noise_multiplier is not None:
+            return private.noise_multiplier
+        steps = self.noised_steps(1.0).steps
+        return calibrate(private.epsilon, private.delta, private.sampling_rate, steps)
+
+    def private(self) -> PrivacyPlan:
+        """The [privacy] section; raises `ConfigError` where there is none."""
+        if self.privacy is None:
+            raise ConfigError(f"study {self.name} has no [privacy] section")
+        return self.privacy
+
+    def weights(self) -> dict[str, float]:
+        """The public weight of each site; they add up to 1."""
+        raw = {site: float(patients) if self.weighting == "declared" else 1.0 for site, patients in self.sites.items()}
+        total = math.fsum(raw.values())
+        return {site: value / total for site, value in raw.items()}
+
+
+@dataclass(frozen=True)
+class SignedText:
+    """A plan together with the exact text it was read from."""
+
+    plan: StudyPlan
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the text, in hex: the study's identity."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a study file; raises `ConfigError` with every problem in it."""
+        text = read_text(path)
+        return cls(StudyPlan.parse(text, source=str(path)), text)
+
+    @classmethod
+    def received(cls, text: object) -> Self:
+        """The plan as it came over the wire; raises `ConfigError` when it is none."""
+        if not isinstance(text, str) or not text:
+            raise ConfigError("no study plan came with the run (run config key 'plan')")
+        return cls(StudyPlan.parse(text, source="the study plan"), text)
+
+
+def two_digits(count: int) -> int:
+    """`count` rounded to two significant digits.
+
+    >>> [two_digits(n) for n in (7, 82, 196, 1234)]
+    [7, 82, 200, 1200]
+    """
+    digits = max(0, len(str(count)) - 2)
+    return round(count, -digits)

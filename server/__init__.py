@@ -1,0 +1,1 @@
+"""The coordinator: asks, checks, adds up, steps, writes down. Imports wardround.common only."""

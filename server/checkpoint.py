@@ -1,0 +1,150 @@
+"""One file a round: weights, what the step remembers, and the history. Atomic, digested, without pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors
+import safetensors.torch
+
+from wardround.common.errors import CheckpointBroken
+from wardround.common.weights import Weights
+from wardround.server.step import State
+
+_KEPT = 2  # newest files; the second is for the day the first is damaged
+_NAME = re.compile(r"round-(\d{6})\.safetensors")
+
+log = logging.getLogger("wardround.coordinator")
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What is remembered of one round."""
+
+    round: int
+    attempt: int
+    seconds: float
+    sites: list[str]
+    dropped: dict[str, str]
+    lost: bool
+    update_norm: float | None
+    metrics: dict[str, float]
+    steps_spent: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A study between two rounds: everything needed to go on."""
+
+    study: str  # SHA-256 of the plan's text
+    run: str
+    round: int  # rounds finished, lost ones included
+    weights: Weights
+    state: State = field(default_factory=dict)
+    ledger_heads: dict[str, str] = field(default_factory=dict)
+    lost_in_a_row: int = 0
+    history: list[RoundRecord] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """Write it into `folder`; a crash at any moment leaves the earlier file or this one, whole.
+
+        Raises:
+            OSError: the disk is full or read-only; the earlier file is intact.
+
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        body = self._bytes()
+        write_atomically(folder / f"round-{self.round:06d}.safetensors", body, hashlib.sha256(body).digest())
+        for old in _files(folder)[:-_KEPT]:
+            old.unlink()
+
+    @classmethod
+    def latest(cls, folder: Path, *, study: str) -> Self | None:
+        """The newest whole checkpoint; None where there is none yet.
+
+        Raises:
+            CheckpointBroken: it belongs to another study, or none of the files is whole.
+
+        """
+        files = _files(folder)
+        for path in reversed(files):
+            try:
+                found = cls._read(path)
+            except CheckpointBroken as error:
+                log.warning("%s; the one before is used", error)
+                continue
+            if found.study != study:
+                raise CheckpointBroken(f"{path.name} belongs to another study plan")
+            return found
+        if files:
+            raise CheckpointBroken(f"none of the {len(files)} checkpoints is whole")
+        return None
+
+    def _bytes(self) -> bytes:
+        tensors = {f"weights/{name}": tensor.contiguous() for name, tensor in self.weights.items()}
+        tensors |= {f"state/{name}": tensor.contiguous() for name, tensor in self.state.items()}
+        facts: dict[str, Any] = {
+            "study": self.study,
+            "run": self.run,
+            "round": self.round,
+            "ledger_heads": self.ledger_heads,
+            "lost_in_a_row": self.lost_in_a_row,
+            "history": [asdict(record) for record in self.history],
+        }
+        body: bytes = safetensors.torch.save(tensors, metadata={"progress": json.dumps(facts)})
+        return body
+
+    @classmethod
+    def _read(cls, path: Path) -> Self:
+        try:
+            whole = path.read_bytes()
+        except OSError as error:
+            raise CheckpointBroken(f"{path.name} cannot be read: {error.strerror}") from None
+        body, seal = whole[:-32], whole[-32:]
+        if hashlib.sha256(body).digest() != seal:
+            raise CheckpointBroken(f"{path.name} is damaged")
+        try:
+            length = int.from_bytes(body[:8], "little")
+            facts = json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["progress"])
+            tensors = safetensors.torch.load(body)
+            history = [RoundRecord(**record) for record in facts.pop("history")]
+            return cls(
+                weights={n.removeprefix("weights/"): t for n, t in tensors.items() if n.startswith("weights/")},
+                state={n.removeprefix("state/"): t for n, t in tensors.items() if n.startswith("state/")},
+                history=history,
+                **facts,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError):
+            raise CheckpointBroken(f"{path.name} was written by another version of wardround") from None
+
+
+def write_atomically(path: Path, *parts: bytes) -> None:
+    """Replace `path` by `parts`, all or nothing, and have both on disk before returning."""
+    draft = path.with_name(path.name + ".draft")
+    try:
+        with draft.open("wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):  # on a full disk half a draft would only be in the way
+            draft.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("round-*.safetensors") if _NAME.fullmatch(path.name))

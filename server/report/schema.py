@@ -1,0 +1,189 @@
+"""What report.json holds, key by key; docs/report.md says the same in words.
+
+Within version 1 a key keeps its name, type, unit and meaning; keys may be added. A figure that is not defined, such as
+the AUROC of a hospital where nobody is ill, is null and never NaN.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tomllib
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+VERSION: Literal["wardround-report/1"] = "wardround-report/1"
+
+
+def _undefined_is_none(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_undefined_is_none)]
+Size = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]  # a list is welcome too
+
+
+class Part(BaseModel):
+    """A frozen, strict piece of a report: no unknown keys, no silent conversions, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Study(Part):
+    """Which study this is."""
+
+    name: str
+    title: str
+    task: str
+    digest: str  # SHA-256 of `plan`, in hex
+    run: str
+    rounds: Count  # planned
+    plan: str  # the whole text, TOML
+
+
+class Outcome(Part):
+    """How it ended."""
+
+    status: Literal["completed", "stopped"]
+    reason: str
+    rounds_done: Count
+
+
+class Figure(Part):
+    """One metric of one model on one set of test patients, with its 95 % interval where there is one."""
+
+    value: Number
+    low: Number = None
+    high: Number = None
+
+
+Figures = dict[str, Figure]  # by metric
+
+
+class SiteResults(Part):
+    """The same models, judged on the test patients of one hospital."""
+
+    test_patients: Count
+    federated: Figures
+    local: Figures
+    pooled: Figures
+
+
+class Results(Part):
+    """Every model judged on the test patients of all hospitals, and hospital by hospital."""
+
+    federated: Figures
+    pooled: Figures
+    local: dict[str, Figures]
+    by_site: dict[str, SiteResults]
+
+
+class SitePrivacy(Part):
+    """What this study cost a patient of one hospital."""
+
+    epsilon: Size  # add-or-remove
+    epsilon_replace_one: Size
+    delta: Size
+    unit: Literal["patient"]
+    planned: Size
+    noise_multiplier: Size
+    sampling_rate: Size
+    clip_norm: Size
+    steps: Count
+    steps_planned: Count
+    lifetime_charged: Size | None
+    lifetime_limit: Size | None
+    ledger_head: str
+
+
+class RoundFacts(Part):
+    """What happened in one round."""
+
+    round: Count
+    attempt: Count
+    seconds: Size
+    sites: Names  # whose update counted
+    dropped: dict[str, str]
+    lost: bool
+    update_norm: Number
+    metrics: dict[str, Number]
+    epsilon: dict[str, Size]
+
+
+class SiteFacts(Part):
+    """One hospital of the plan."""
+
+    declared_patients: Count
+    test_patients: Count | None
+
+
+class Spread(Part):
+    """One metric over several repetitions."""
+
+    mean: Number
+    sd: Number
+    values: Annotated[tuple[Number, ...], Field(strict=False)]
+
+
+class Seeds(Part):
+    """The whole study repeated with other seeds."""
+
+    values: Annotated[tuple[int, ...], Field(strict=False)]
+    federated: dict[str, Spread]
+    pooled: dict[str, Spread]
+    local: dict[str, dict[str, Spread]]
+
+
+class Seconds(Part):
+    """How long it took, by the wall clock."""
+
+    total: Size
+    training: Size
+    baselines: Size
+
+
+class Report(Part):
+    """A whole report. Refuses to be built where its parts contradict each other."""
+
+    # populate_by_name, because `schema` is a method of every pydantic model
+    model_config = ConfigDict(populate_by_name=True)
+
+    version: Literal["wardround-report/1"] = Field(default=VERSION, alias="schema")
+    study: Study
+    outcome: Outcome
+    headline: str  # the metric people ask for first
+    results: Results
+    privacy: dict[str, SitePrivacy]
+    rounds: Annotated[tuple[RoundFacts, ...], Field(strict=False)]
+    sites: dict[str, SiteFacts]
+    seeds: Seeds | None
+    seconds: Seconds
+    versions: dict[str, str]
+    notes: Names
+
+    @property
+    def private(self) -> bool:
+        """Whether the plan asks for differential privacy; the plan decides, also when nothing was spent yet."""
+        return "privacy" in tomllib.loads(self.study.plan)
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        study, outcome = self.study, self.outcome
+        if hashlib.sha256(study.plan.encode()).hexdigest() != study.digest:
+            raise ValueError("study.digest is not the SHA-256 of study.plan")
+        try:
+            private = self.private
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"study.plan is not TOML: {error}") from None
+        if self.privacy and not private:
+            raise ValueError("privacy: costs are given, but the plan has no [privacy] section")
+        if outcome.rounds_done > study.rounds:
+            raise ValueError(f"outcome.rounds_done: {outcome.rounds_done} of {study.rounds} rounds")
+        if outcome.status == "completed" and outcome.rounds_done < study.rounds:
+            raise ValueError(f"outcome.status: completed after {outcome.rounds_done} of {study.rounds} rounds")
+        if outcome.status == "stopped" and not outcome.reason:
+            raise ValueError("outcome.reason: a stopped study says why")
+        return self

@@ -1,0 +1,291 @@
+"""Simulating a study: the real apps over a LocalGrid, then the comparison with no federation, then the report."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context, RecordDict
+
+from wardround.client.app import client_app
+from wardround.client.data import open_records
+from wardround.client.hospital import CoinsFor, os_coins
+from wardround.client.ledger import PrivacyLedger
+from wardround.client.policy import SiteConfig
+from wardround.common.errors import StudyStopped
+from wardround.common.metrics import METRICS, Scores, interval
+from wardround.common.privacy import filtered, spent
+from wardround.common.tasks import Records, Task, scores
+from wardround.common.weights import Weights
+from wardround.server.account import study_facts
+from wardround.server.app import server_app
+from wardround.server.checkpoint import Progress, RoundRecord
+from wardround.server.federation import Observer
+from wardround.server.report import Report, write_report
+from wardround.server.step import released
+from wardround.simulations.baselines import train_alone
+from wardround.simulations.grid import LocalGrid
+from wardround.simulations.scenario import Scenario
+
+_MOST_INTERVALS = 50  # sites; beyond, each hospital's own figures come without intervals, which would take minutes
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a simulation tells while it runs."""
+
+    began: Callable[[Scenario, list[str], dict[str, str]], None] = lambda scenario, present, refused: None
+    round_done: Callable[[RoundRecord], None] = lambda record: None
+    baseline: Callable[[str, int, int], None] = lambda name, done, total: None
+
+
+def simulate(
+    scenario: Scenario,
+    *,
+    processes: int = 1,
+    baselines: bool = True,
+    every: int = 1,
+    watch: Watch | None = None,
+    coins_for: CoinsFor = os_coins,
+) -> Report:
+    """Run or resume a prepared study and write its report.
+
+    Args:
+        scenario: the run folder.
+        processes: how many processes compute for the sites.
+        baselines: train each hospital alone and all records pooled, for comparison.
+        every: rounds between checkpoints; a private study keeps every round.
+        watch: who is told.
+        coins_for: tests inject repeatable coins here; no configuration can.
+
+    Raises:
+        StudyStopped: after the report of what was done was written.
+
+    """
+    keep_memory()
+    torch.set_num_threads(1)
+    watch = watch or Watch()
+    began = time.perf_counter()
+    tests = _Tests.open(scenario)
+    with _logging_to(scenario.folder / "log.txt"):
+        stopped = _train(scenario, tests, processes, every, watch, coins_for)
+    trained = time.perf_counter()
+    checkpoint = Progress.latest(scenario.folder / "checkpoints", study=scenario.study.digest)
+    if checkpoint is None:
+        raise stopped or StudyStopped("no round was finished")
+    alone = _baselines(scenario, watch) if baselines and not stopped else {}
+    done = time.perf_counter()
+    facts = study_facts(scenario.study, checkpoint, stopped=str(stopped or ""))
+    facts |= {
+        "privacy": _with_ledgers(scenario, checkpoint.run, facts["privacy"]),
+        "results": tests.results(released(checkpoint.weights, checkpoint.state), alone),
+        "sites": tests.sites(),
+        "seeds": None,
+        "seconds": {"total": done - began, "training": trained - began, "baselines": done - trained},
+        "notes": [_NOTE_SIMULATION, _NOTE_BASELINES] if alone else [_NOTE_SIMULATION],
+    }
+    report = Report.model_validate(facts)
+    write_report(scenario.folder, report)
+    if stopped:
+        raise stopped
+    return report
+
+
+_NOTE_SIMULATION = (
+    "This was a simulation: all hospitals were run on one machine, so their test patients could be looked at together."
+)
+_NOTE_BASELINES = (
+    "The hospitals alone and the pooled model were trained without noise: alone, nothing leaves a hospital, and pooled is "
+    "the ceiling a federation is measured against."
+)
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """What coordinator and sites log goes into the run folder, not between the lines of a progress bar."""
+    logger = logging.getLogger("wardround")
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+def keep_memory() -> None:
+    """Ask the C library not to hand freed blocks back at once: a training loop takes and frees the same ones each step."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            libc.mallopt(option, 1 << 30)
+    except (OSError, AttributeError):  # another C library: only a little slower
+        pass
+
+
+def _train(
+    scenario: Scenario, tests: _Tests, processes: int, every: int, watch: Watch, coins_for: CoinsFor
+) -> StudyStopped | None:
+    plan = scenario.study.plan
+    run_config = {"plan": scenario.study.text, "folder": str(scenario.folder)}
+    observer = Observer(
+        began=lambda present, refused: watch.began(scenario, present, refused),
+        measure=lambda round, weights: tests.figures(tests.pooled(weights)),
+        round_done=watch.round_done,
+    )
+    app = server_app(observer, every=1 if plan.privacy else every)
+    with LocalGrid(lambda: client_app(coins_for), list(scenario.sites.values()), run_config, processes) as grid:
+        context = Context(grid.run.run_id, 1, {}, RecordDict(), dict(run_config))
+        try:
+            app(grid, context)
+        except StudyStopped as stopped:
+            return stopped
+    return None
+
+
+def _baselines(scenario: Scenario, watch: Watch) -> dict[str, Weights]:
+    """Models by name: each site's, and "" for the pooled one."""
+    parts = {site: open_records(scenario.source(site), scenario.task)[0] for site in scenario.sites}
+    parts = {site: records for site, records in parts.items() if len(records)}
+    models: dict[str, Weights] = {}
+    for number, (site, records) in enumerate(parts.items()):
+        watch.baseline(site, number, len(parts) + 1)
+        models[site] = train_alone(scenario.study.plan, records, name=site)
+    watch.baseline("pooled", len(parts), len(parts) + 1)
+    models[""] = train_alone(scenario.study.plan, reduce(add, parts.values()), name="pooled")
+    watch.baseline("", len(parts) + 1, len(parts) + 1)
+    return models
+
+
+@dataclass(frozen=True)
+class _Tests:
+    """The held-out patients of every hospital. Only a simulation has them in one place."""
+
+    task: Task
+    scenario: Scenario
+    model: torch.nn.Module
+    of_site: dict[str, Records]
+    together: Records
+
+    @classmethod
+    def open(cls, scenario: Scenario) -> _Tests:
+        task = scenario.task
+        held_out = {site: open_records(scenario.source(site), task)[1] for site in scenario.sites}
+        plan = scenario.study.plan
+        together = reduce(add, held_out.values())
+        return cls(task, scenario, task.model(plan.model, plan.seed), held_out, together)
+
+    def pooled(self, weights: Weights) -> Scores:
+        return scores(self.model, weights, self.together)
+
+    def figures(self, found: Scores) -> dict[str, float]:
+        values = {name: METRICS[name](found) for name in self.task.metrics}
+        return {name: value for name, value in values.items() if math.isfinite(value)}
+
+    def sites(self) -> dict[str, Any]:
+        plan = self.scenario.study.plan
+        return {
+            site: {"declared_patients": plan.sites[site], "test_patients": self.of_site[site].patients} for site in plan.sites
+        }
+
+    def results(self, federated: Weights, alone: dict[str, Weights]) -> dict[str, Any]:
+        pooled = alone.get("")
+        local = {site: weights for site, weights in alone.items() if site}
+        return {
+            "federated": self._estimates(self.pooled(federated)),
+            "pooled": self._estimates(self.pooled(pooled)) if pooled else {},
+            "local": {site: self._estimates(self.pooled(weights)) for site, weights in local.items()},
+            "by_site": {site: self._by_site(site, federated, local.get(site), pooled) for site in self.of_site},
+        }
+
+    def _by_site(self, site: str, federated: Weights, local: Weights | None, pooled: Weights | None) -> dict[str, Any]:
+        records = self.of_site[site]
+        intervals = len(self.of_site) <= _MOST_INTERVALS
+        models = {"federated": federated, "local": local, "pooled": pooled}
+        return {"test_patients": records.patients} | {
+            name: self._estimates(scores(self.model, weights, records), intervals) if weights else {}
+            for name, weights in models.items()
+        }
+
+    def _estimates(self, found: Scores, intervals: bool = True) -> dict[str, Any]:
+        seed = self.scenario.study.plan.seed if intervals else None
+        return {name: _estimate(METRICS[name], found, seed) for name in self.task.metrics}
+
+
+def _estimate(metric: Callable[[Scores], float], found: Scores, seed: int | None) -> dict[str, float | None]:
+    value = metric(found)
+    ends = interval(metric, found, seed=seed) if seed is not None else None
+    low, high = ends if ends else (None, None)
+    return {"value": value if math.isfinite(value) else None, "low": low, "high": high}
+
+
+def _with_ledgers(scenario: Scenario, run: str, privacy: dict[str, Any]) -> dict[str, Any]:
+    """What the hospitals' own ledgers say of this run. A coordinator cannot read them; a simulation can, so they decide."""
+    known = {}
+    for site, facts in privacy.items():
+        allow = SiteConfig.load(scenario.sites[site]).allow
+        path = scenario.sites[site].parent / "state" / "ledger.sqlite"
+        charged = None
+        if path.exists():
+            with PrivacyLedger(path) as ledger:
+                accounts, head = ledger.accounts(), ledger.head
+            charged = filtered([account.charged for account in accounts], allow.delta)
+            done = [account.spent for account in accounts if account.run == run]
+            facts = facts | {
+                "steps": sum(part.steps for part in done),
+                "epsilon": spent(done, facts["delta"]),
+                "epsilon_replace_one": spent(done, facts["delta"], "replace-one"),
+                "ledger_head": head,
+            }
+        known[site] = facts | {"lifetime_charged": charged, "lifetime_limit": allow.epsilon_lifetime}
+    return known
+
+
+def over_seeds(reports: list[Report], seeds: list[int]) -> Report:
+    """The first report, with mean and spread over all of them."""
+    tables = [report.model_dump(mode="json", by_alias=True) for report in reports]
+    first = tables[0]["results"]
+    summary = {
+        "values": seeds,
+        "federated": {m: _spread([t["results"]["federated"][m]["value"] for t in tables]) for m in first["federated"]},
+        "pooled": {m: _spread([t["results"]["pooled"][m]["value"] for t in tables]) for m in first["pooled"]},
+        "local": {
+            site: {m: _spread([t["results"]["local"][site][m]["value"] for t in tables]) for m in figures}
+            for site, figures in first["local"].items()
+        },
+    }
+    return Report.model_validate({**tables[0], "seeds": summary})
+
+
+def _spread(values: list[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    return {
+        "mean": float(np.mean(known)) if known else None,
+        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "values": values,
+    }
+
+
+def seed_folders(folder: Path, seeds: list[int]) -> dict[int, Path]:
+    """Where each seed's run lives: the first in the run folder itself, the others below it."""
+    return {seed: folder if number == 0 else folder / "seeds" / str(seed) for number, seed in enumerate(seeds)}

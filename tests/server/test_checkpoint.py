@@ -1,0 +1,170 @@
+"""A checkpoint is whole, or it is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wardround.common.errors import CheckpointBroken
+from wardround.server import checkpoint
+from wardround.server.checkpoint import Progress, RoundRecord
+
+STUDY = "a" * 64
+
+
+def at(round: int, study: str = STUDY) -> Progress:
+    random = torch.Generator().manual_seed(round)
+    weights = {"layers.0.weight": torch.randn(4, 3, generator=random), "scale": torch.randn((), generator=random)}
+    record = RoundRecord(round, 1, 0.25, ["va"], {"cork": 'æøå "quoted"'}, False, 1.5, {"auroc": 0.8}, {"va": round})
+    return Progress(study, "b" * 16, round, weights, {"m/scale": torch.ones(())}, {"va": "c" * 64}, 1, [record] * round)
+
+
+def equal(a: Progress, b: Progress) -> bool:
+    plain = all(
+        getattr(a, f.name) == getattr(b, f.name) for f in dataclasses.fields(Progress) if f.name not in ("weights", "state")
+    )
+    return plain and all(
+        x.keys() == y.keys() and all(x[n].shape == y[n].shape and torch.equal(x[n], y[n]) for n in x)
+        for x, y in ((a.weights, b.weights), (a.state, b.state))
+    )
+
+
+def test_what_was_saved_is_what_is_found(tmp_path: Path):
+    assert Progress.latest(tmp_path / "nowhere", study=STUDY) is None
+    for round in (0, 1, 2):
+        at(round).save(tmp_path)
+        found = Progress.latest(tmp_path, study=STUDY)
+        assert found is not None
+        assert equal(found, at(round))
+
+
+def test_the_two_newest_files_are_kept_and_no_draft(tmp_path: Path):
+    for round in range(12):
+        at(round).save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["round-000010.safetensors", "round-000011.safetensors"]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 255))
+@settings(max_examples=150, deadline=None)
+def test_one_changed_byte_anywhere_and_the_file_before_is_used(tmp_path_factory: pytest.TempPathFactory, place: int, by: int):
+    folder = tmp_path_factory.mktemp("run")
+    at(1).save(folder)
+    at(2).save(folder)
+    spoil(folder / "round-000002.safetensors", place, by)
+    found = Progress.latest(folder, study=STUDY)
+    assert found is not None
+    assert equal(found, at(1))
+    spoil(folder / "round-000001.safetensors", place, by)
+    with pytest.raises(CheckpointBroken, match="none of the 2 checkpoints is whole"):
+        Progress.latest(folder, study=STUDY)
+
+
+def spoil(path: Path, place: int, by: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place % len(data)] = (data[place % len(data)] + by) % 256
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 31, 32, 33, 100, -1])
+def test_a_file_that_was_cut_off_is_not_whole(tmp_path: Path, cut: int):
+    at(1).save(tmp_path)
+    path = tmp_path / "round-000001.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(CheckpointBroken, match="none of the 1 checkpoints is whole"):
+        Progress.latest(tmp_path, study=STUDY)
+
+
+def test_a_checkpoint_of_another_study_is_refused(tmp_path: Path):
+    at(1).save(tmp_path)
+    at(2, "f" * 64).save(tmp_path)
+    with pytest.raises(CheckpointBroken, match=r"round-000002\.safetensors belongs to another study plan"):
+        Progress.latest(tmp_path, study=STUDY)
+
+
+FOREIGN = {
+    "nothing": b"",
+    "a pickle": b"\x80\x04cposix\nsystem\n.",
+    "a header of 2^64 bytes": b"\xff" * 64,
+    "no progress": safetensors.serialize({}, {}),
+    "progress without keys": safetensors.serialize({}, {"progress": "{}"}),
+    "a round of another version": safetensors.serialize({}, {"progress": '{"history": [{}]}'}),
+}
+
+
+@pytest.mark.parametrize("body", FOREIGN.values(), ids=FOREIGN)
+def test_a_well_sealed_file_of_another_kind_is_refused(tmp_path: Path, body: bytes):
+    (tmp_path / "round-000001.safetensors").write_bytes(body + hashlib.sha256(body).digest())
+    with pytest.raises(CheckpointBroken):
+        Progress.latest(tmp_path, study=STUDY)
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path: Path):
+    at(1).save(tmp_path)
+    for name in ("round-000009.safetensors.draft", "round-9.safetensors", "notes.txt"):
+        (tmp_path / name).write_bytes(b"half")
+    found = Progress.latest(tmp_path, study=STUDY)
+    assert found is not None
+    assert found.round == 1
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace", "open"])
+def test_a_failure_at_any_step_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str):
+    at(1).save(tmp_path)
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    target = {"fsync": (os, "fsync"), "replace": (Path, "replace"), "open": (Path, "open")}[step]
+    with monkeypatch.context() as broken:
+        broken.setattr(*target, fails)
+        with pytest.raises(OSError, match="Input/output error"):
+            at(2).save(tmp_path)
+    found = Progress.latest(tmp_path, study=STUDY)
+    assert found is not None
+    assert equal(found, at(1))
+    assert [p.name for p in tmp_path.iterdir()] == ["round-000001.safetensors"]
+
+
+def test_a_checkpoint_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    steps: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("sync"), fsync(fd))[1])
+    monkeypatch.setattr(Path, "replace", lambda a, b: (steps.append("name"), replace(a, b))[1])
+    at(1).save(tmp_path)
+    assert steps == ["sync", "name", "sync"]
+
+
+def test_a_disk_that_fills_up_leaves_the_earlier_file(tmp_path: Path):
+    code = """
+import resource, signal, sys
+from pathlib import Path
+from tests.server.test_checkpoint import at
+at(1).save(Path(sys.argv[1]))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+try:
+    at(2).save(Path(sys.argv[1]))
+except OSError as error:
+    print(error.strerror)
+"""
+    root = Path(checkpoint.__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "File too large"
+    found = Progress.latest(tmp_path, study=STUDY)
+    assert found is not None
+    assert equal(found, at(1))
+
+
+def test_nothing_in_a_checkpoint_is_pickled():
+    assert "pickle" not in Path(checkpoint.__file__).read_text().replace("without pickle", "")
+    assert "torch.load" not in Path(checkpoint.__file__).read_text().replace("safetensors.torch.load", "")

@@ -1,0 +1,106 @@
+"""What every registered thing must keep, tested the moment it is listed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import ArrayRecord
+
+from wardround.client.dp import SeededCoins, clipped_sum, draw, refuse_coupled
+from wardround.common.plan import SignedText, StudyPlan
+from wardround.common.tasks import TASKS, ArraySchema, Records, Task, scores
+from wardround.common.weights import Shapes, pack, trainable, unpack
+from wardround.server.explain import sentences
+from wardround.server.step import RULES, step
+from wardround.simulations import SITES, STUDIES
+
+TASK_NAMES = sorted(TASKS)
+
+
+def made_up(task: Task, count: int = 6) -> Records:
+    """Records of the task's shape, without meaning."""
+    generator = torch.Generator().manual_seed(3)
+    if isinstance(task.schema, ArraySchema):
+        fields = {name: torch.rand(count, *shape, generator=generator) for name, shape in task.schema.shapes.items()}
+    else:
+        fields = {"table": torch.randn(count, task.schema.width, generator=generator)}
+    return Records(fields, torch.arange(count) % 2, torch.arange(count))
+
+
+@pytest.fixture(params=TASK_NAMES)
+def task(request: pytest.FixtureRequest) -> Task:
+    return TASKS[request.param]
+
+
+def test_forward_takes_the_fields_and_gives_one_row_of_logits_per_record(task: Task):
+    records = made_up(task)
+    logits = task.model({}, seed=0)(**records.fields)
+    assert logits.shape == (6, 2)
+    assert task.loss(logits, records.label).shape == (6,)
+
+
+def test_the_first_model_follows_from_the_seed_alone(task: Task):
+    torch.manual_seed(1)
+    one = trainable(task.model({}, seed=5))
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    two, other = trainable(task.model({}, seed=5)), trainable(task.model({}, seed=6))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_model_survives_the_wire(task: Task):
+    weights = trainable(task.model({}, seed=0))
+    wired = ArrayRecord()
+    for name, array in pack(weights).items():
+        wired[name] = type(array).__mro__[1](array.dtype, array.shape, array.stype, array.data)
+    found = unpack(wired, Shapes.like(weights))
+    assert all(torch.equal(weights[name], found[name]) for name in weights)
+
+
+def test_nothing_in_a_model_couples_records(task: Task):
+    model, records = task.model({}, seed=0), made_up(task)
+    refuse_coupled(model)
+    alone = torch.cat([model(**{k: v[i : i + 1] for k, v in records.fields.items()}) for i in range(len(records))])
+    torch.testing.assert_close(model(**records.fields), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_one_private_step_without_noise_lowers_the_loss(task: Task):
+    model, records = task.model({}, seed=0), made_up(task)
+    weights = trainable(model)
+    everyone = draw(records.patient, rate=1.0, at_most=1, coins=SeededCoins(0))
+    total = clipped_sum(model, task.loss, weights, records.take(everyone), clip_norm=1.0)
+    moved = {name: w - 1e-3 * total[name].float() for name, w in weights.items()}
+
+    def loss(at: dict[str, torch.Tensor]) -> float:
+        logits = torch.func.functional_call(model, at, args=(), kwargs=dict(records.fields))
+        return float(task.loss(logits, records.label).sum())
+
+    assert loss(moved) < loss(weights)
+
+
+def test_scores_are_probabilities_in_record_order(task: Task):
+    model, records = task.model({}, seed=0), made_up(task, 4)
+    found = scores(model, trainable(model), records)
+    assert found.label.tolist() == records.label.tolist()
+    assert ((found.probability >= 0) & (found.probability <= 1)).all()
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_every_step_follows_a_constant_update(rule: str):
+    plan = StudyPlan.parse(f'name = "s"\ntask = "heart-disease"\nrounds = 9\nmin_sites = 1\nsites.a = 10\nstep.rule = "{rule}"')
+    weights, state = {"w": torch.zeros(3)}, {}
+    for number in range(1, 4):
+        weights, state = step(weights, {"w": torch.tensor([1.0, -1.0, 0.0])}, state, plan, number)
+    assert weights["w"][0] > 0 > weights["w"][1]
+    assert weights["w"][2] == 0
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
+def test_a_shipped_study_can_be_explained_and_has_all_its_sites(path: Path):
+    study = SignedText.load(path)
+    assert any("What leaves a hospital" in line for line in sentences(study))
+    assert all((SITES / f"{site}.toml").is_file() for site in study.plan.sites)
