@@ -79,7 +79,6 @@ class Hospital:
 
         Raises:
             WardroundError: any refusal, in words that may leave the site.
-
         """
         if order.study != study.digest:
             raise OrderRefused("the order belongs to another study plan")
@@ -110,7 +109,11 @@ class Hospital:
         self.config.allow.admit(plan, site, source.declared_patients if source else None)
         if source is None:
             raise PlanRefused(f"{site} does not take part: it has no data for task {plan.task}")
-        refuse_coupled(working_model(look_up("task", plan.task, TASKS), plan.model, self._device))
+        task = look_up("task", plan.task, TASKS)
+        if (size := task.size(plan.model)) > self.config.allow.parameters:
+            most = self.config.allow.parameters
+            raise PlanRefused(f"{site} does not take part: a model of {size:,} numbers is larger than the {most:,} allowed")
+        refuse_coupled(working_model(task, plan.model, self._device))
         self._admitted.add(study.digest)
 
     def _train_privately(self, study: SignedText, order: OrderFacts, weights: Weights) -> tuple[UpdateFacts, Weights]:

@@ -20,7 +20,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS reply(
   PRIMARY KEY(run, round, attempt));
 """
 _GENESIS = "0" * 64
+_PATIENCE = 30.0  # seconds another process may hold the file
 _KEPT_REPLIES = 2  # rounds back for which a lost reply can be sent again
 
 
@@ -54,7 +55,6 @@ class Cohort:
 
     Attributes:
         epsilon_lifetime: what all studies together may cost, at `delta`, by the Renyi filter.
-
     """
 
     name: str
@@ -106,20 +106,22 @@ class PrivacyLedger:
 
     Raises:
         LedgerBroken: when opened, if the file is no ledger or its chain does not hold; later, if it cannot be written.
-
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with _speaking_plainly():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            os.close(descriptor)
-            self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(_SCHEMA)
-        self.verify()
+            _owned_by_us_alone(path)
+            self._db = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
+        try:
+            with _speaking_plainly():
+                _patiently(lambda: self._db.execute("PRAGMA journal_mode = WAL"))
+                self._db.execute("PRAGMA synchronous = FULL")
+                _patiently(lambda: self._db.executescript(_SCHEMA))
+            self.verify()
+        except LedgerBroken:
+            self._db.close()
+            raise
 
     def close(self) -> None:
         """Give the file back."""
@@ -137,7 +139,6 @@ class PrivacyLedger:
         Raises:
             BudgetExhausted: with it, the cohort's lifetime budget would be passed, or the budget was lowered since.
             OrderRefused: the run was reserved with other numbers, or is already settled.
-
         """
         body = {**asdict(steps), "name": name, "steps_per_round": steps_per_round}
         with self._writing():
@@ -150,9 +151,9 @@ class PrivacyLedger:
             charged = [a.charged for a in self.accounts() if a.cohort == cohort.name]
             after = filtered(charged if known else [*charged, steps], cohort.delta)
             if not after <= cohort.epsilon_lifetime:  # so that NaN is refused too
-                raise BudgetExhausted(
-                    f"study {name} would bring this site's patients to epsilon {after:.2f} over all studies; "
-                    f"the site allows {cohort.epsilon_lifetime:g}"
+                raise BudgetExhausted(  # what other studies spent here is nobody else's business
+                    f"study {name} would pass what this site allows its patients over all studies",
+                    detail=f"epsilon {after:.2f} with this study, epsilon_lifetime = {cohort.epsilon_lifetime:g}",
                 )
             if known is None:
                 self._append("reserve", cohort.name, Moment(study, run, 0, 0), body)
@@ -167,7 +168,6 @@ class PrivacyLedger:
             RoundTaken: the same round and attempt was begun from another model.
             OrderRefused: no such reservation, or a reply no longer kept.
             BudgetExhausted: the reservation is used up.
-
         """
         with self._writing():
             cohort, terms = self._reservation(at.study, at.run)
@@ -187,7 +187,6 @@ class PrivacyLedger:
 
         Raises:
             OrderRefused: the round was never marked, or another process answered it first.
-
         """
         with self._writing():
             cohort, _ = self._reservation(at.study, at.run)
@@ -241,7 +240,6 @@ class PrivacyLedger:
 
         Raises:
             LedgerBroken: the entry is not in this ledger.
-
         """
         if head and self._one("SELECT 1 FROM journal WHERE hash = ?", head) is None and head != _GENESIS:
             raise LedgerBroken(
@@ -254,7 +252,6 @@ class PrivacyLedger:
 
         Raises:
             LedgerBroken: naming the first entry that does not fit.
-
         """
         previous, count = _GENESIS, 0
         rows = self._all(
@@ -341,6 +338,30 @@ class PrivacyLedger:
                 with contextlib.suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
                 raise
+
+
+def _patiently(act: Callable[[], object]) -> None:
+    """Do it once nobody else is in the way: SQLite's own patience does not cover a change of the journal's mode."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            act()
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _owned_by_us_alone(path: Path) -> None:
+    """Make the file where there is none; nobody else may read it, and a link may not lead elsewhere."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.is_symlink():
+        raise OSError("the ledger is a symbolic link")
+    # an existing file is not opened here: closing it would drop SQLite's locks of this process on it
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    path.chmod(path.stat().st_mode & 0o700)
 
 
 @contextlib.contextmanager

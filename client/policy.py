@@ -26,13 +26,13 @@ class SitePolicy(Config):
     min_sites: Count = 2
     min_patients: Count = 20
     rounds: Count = 1000
+    parameters: Count = 100_000_000  # the largest model; one is built here as soon as a plan is admitted
 
     def admit(self, plan: StudyPlan, site: str, declared_patients: int | None) -> None:
         """Return if this hospital takes part in `plan`.
 
         Raises:
             PlanRefused: with every reason at once.
-
         """
         reasons = [*self._about_the_study(plan, site, declared_patients), *self._about_privacy(plan)]
         if reasons:

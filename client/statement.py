@@ -21,7 +21,6 @@ def statement(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the site file is wrong, or there is no ledger yet.
         LedgerBroken: the chain does not hold.
-
     """
     config = SiteConfig.load(path)
     file = config.state / "ledger.sqlite"

@@ -12,7 +12,6 @@ def device(name: str) -> torch.device:
 
     Raises:
         ConfigError: a GPU was asked for by name and is not there.
-
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

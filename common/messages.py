@@ -1,7 +1,7 @@
 """Every record that crosses the wire, and nothing else does.
 
     coordinator                         hospital
-      RollCall      -- query ------->     which study, what I last saw of your ledger
+      RollCall      -- query ------->     which study
                     <---------------     Present: who I am, whether I take part, my ledger's head
       Order         -- train ------->     the model, round and attempt, what I last saw of your ledger
                     <---------------     Update: tensors, and the same round repeated back
@@ -48,7 +48,6 @@ class Facts:
 
         Raises:
             OrderRefused: anything else was sent.
-
         """
         record = content.get("facts")
         if not isinstance(record, ConfigRecord) or record.get("kind") != cls.kind:
@@ -141,7 +140,6 @@ def unpack_model(content: RecordDict, shapes: Shapes) -> Weights:
     Raises:
         OrderRefused: the message holds other records than facts and one model.
         UpdateRefused: the tensors are not of these shapes (see `weights.unpack`).
-
     """
     # not content.array_records: that view and its message hold on to each other, and so to the tensors, until a gc
     model = content.get("model")

@@ -21,7 +21,6 @@ class Scores:
     Attributes:
         probability: the model's probability of the positive class, shape (patients,).
         label: 0 or 1, shape (patients,).
-
     """
 
     probability: Floats

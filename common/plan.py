@@ -87,7 +87,7 @@ class StudyPlan(Config):
     combine: Literal["mean", "median", "trimmed-mean"] = "mean"
     trim: Annotated[float, Field(gt=0, lt=0.5)] = 0.1  # of trimmed-mean: the share cut off at each end
     secure_sum: bool = False
-    model: dict[str, bool | int | float | str | list[int]] = Field(default_factory=dict)
+    model: dict[str, bool | int | float | str | Annotated[list[int], Field(max_length=64)]] = Field(default_factory=dict)
     local: LocalPlan = LocalPlan()
     step: StepPlan = StepPlan()
     privacy: PrivacyPlan | None = None
@@ -161,7 +161,6 @@ class StudyPlan(Config):
 
         Raises:
             ConfigError: the plan has no [privacy].
-
         """
         private = self.private()
         steps = self.rounds * private.max_attempts * self.local.steps

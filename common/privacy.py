@@ -36,7 +36,6 @@ class NoisedSteps:
         sampling_rate: probability that a patient takes part in a step, in (0, 1].
         noise_multiplier: standard deviation of the noise over the clip norm (sigma).
         steps: how many such sums were or may be released.
-
     """
 
     sampling_rate: float
@@ -78,7 +77,6 @@ def calibrate(epsilon: float, delta: float, sampling_rate: float, steps: int) ->
 
     Raises:
         ConfigError: no noise is enough; the accountant cannot see chances as small as this delta or epsilon.
-
     """
     low, high = 0.0, 1.0
     while not _affordable(high, epsilon, delta, sampling_rate, steps):

@@ -25,7 +25,6 @@ def registry(*things: Thing) -> dict[str, Thing]:
 
     Raises:
         ValueError: two things share a name.
-
     """
     found = {thing.name: thing for thing in things}
     if len(found) != len(things):

@@ -14,7 +14,6 @@ def find_study(name_or_path: str) -> Path:
 
     Raises:
         ConfigError: neither a file nor a shipped study; lists what there is.
-
     """
     path = Path(name_or_path)
     if path.suffix == ".toml" or path.is_file():

@@ -97,7 +97,6 @@ def unpack(record: ArrayRecord, shapes: Shapes) -> Weights:
 
     Raises:
         UpdateRefused: names, shapes, dtype or format differ from `shapes`, or a size in a header is not the real one.
-
     """
     if missing := sorted(shapes.of.keys() - record.keys()):
         raise UpdateRefused(f"tensor {missing[0]} is missing")

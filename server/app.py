@@ -8,10 +8,12 @@ import safetensors.torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from wardround.common.files import write_atomically
 from wardround.common.plan import SignedText
 from wardround.server import federation
-from wardround.server.checkpoint import Progress, write_atomically
+from wardround.server.checkpoint import Progress
 from wardround.server.federation import Observer
+from wardround.server.roll import say_farewell
 from wardround.server.step import released
 
 
@@ -27,7 +29,7 @@ def server_app(observer: Observer | None = None, *, every: int = 1) -> ServerApp
         progress = federation.opened(study, checkpoints)
         progress = federation.run(grid, study, progress, folder=checkpoints, every=every, observer=observer or Observer())
         write_model(folder, progress)
-        federation.say_farewell(grid, study, progress)
+        say_farewell(grid, study, progress)
 
     return app
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ import safetensors
 import safetensors.torch
 
 from wardround.common.errors import CheckpointBroken
+from wardround.common.files import write_atomically
 from wardround.common.weights import Weights
 from wardround.server.step import State
 
@@ -58,7 +57,6 @@ class Progress:
 
         Raises:
             OSError: the disk is full or read-only; the earlier file is intact.
-
         """
         folder.mkdir(parents=True, exist_ok=True)
         body = self._bytes()
@@ -72,7 +70,6 @@ class Progress:
 
         Raises:
             CheckpointBroken: it belongs to another study, or none of the files is whole.
-
         """
         files = _files(folder)
         for path in reversed(files):
@@ -124,26 +121,6 @@ class Progress:
             )
         except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError):
             raise CheckpointBroken(f"{path.name} was written by another version of wardround") from None
-
-
-def write_atomically(path: Path, *parts: bytes) -> None:
-    """Replace `path` by `parts`, all or nothing, and have both on disk before returning."""
-    draft = path.with_name(path.name + ".draft")
-    try:
-        with draft.open("wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):  # on a full disk half a draft would only be in the way
-            draft.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -46,7 +46,7 @@ def collect(
     shapes: Shapes,
     weights: Weights,
     orders: Mapping[str, OrderFacts],
-    nodes: Mapping[str, int],
+    addresses: Mapping[str, int],
 ) -> Collected:
     """Send `orders`, wait until all have answered or the deadline has passed, and combine what is sound.
 
@@ -54,7 +54,7 @@ def collect(
     an early one waits for its turn.
     """
     found = Collected()
-    mail = _Mail(grid, pack(weights), nodes, plan.deadline_seconds)
+    mail = _Mail(grid, pack(weights), addresses, plan.deadline_seconds)
     mail.send(orders)
     line = _Line(list(orders), combiner(plan, shapes), plan.weights())
     attempts = plan.privacy.max_attempts if plan.privacy else 1  # the plan's budget counts them all
@@ -86,15 +86,15 @@ def collect(
 class _Mail:
     """Orders out, replies in, until all have answered or the deadline has passed."""
 
-    def __init__(self, grid: Grid, model: ArrayRecord, nodes: Mapping[str, int], seconds: float) -> None:
+    def __init__(self, grid: Grid, model: ArrayRecord, addresses: Mapping[str, int], seconds: float) -> None:
         self.orders: dict[str, OrderFacts] = {}
-        self._grid, self._model, self._nodes = grid, model, nodes
+        self._grid, self._model, self._addresses = grid, model, addresses
         self._asked: dict[str, str] = {}  # message id -> site
         self._deadline = time.monotonic() + seconds
 
     def send(self, orders: Mapping[str, OrderFacts]) -> None:
         messages = [
-            Message(pack_with_model(order, self._model), self._nodes[site], "train", group_id=str(order.round))
+            Message(pack_with_model(order, self._model), self._addresses[site], "train", group_id=str(order.round))
             for site, order in orders.items()
         ]
         self._asked |= dict(zip(self._grid.push_messages(messages), orders, strict=True))

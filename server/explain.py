@@ -16,7 +16,6 @@ def facts(study: SignedText) -> dict[str, Any]:
 
     Raises:
         ConfigError: no such task, or model options the task's network does not have.
-
     """
     plan = study.plan
     shapes = Shapes.like(trainable(look_up("task", plan.task, TASKS).model(plan.model, plan.seed)))

@@ -13,20 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flwr.app import Message
 from flwr.serverapp import Grid
 
-from wardround.common.errors import OrderRefused, StudyStopped, UpdateRefused
-from wardround.common.messages import Farewell, OrderFacts, Present, RollCall, Settled
+from wardround.common.errors import StudyStopped
+from wardround.common.messages import OrderFacts
 from wardround.common.plan import SignedText
 from wardround.common.registry import look_up
 from wardround.common.tasks import TASKS
 from wardround.common.weights import Shapes, Weights, norm, trainable
 from wardround.server.checkpoint import Progress, RoundRecord
-from wardround.server.collect import Collected, collect, printable
+from wardround.server.collect import Collected, collect
+from wardround.server.roll import Roll, call_the_roll, with_newcomers
 from wardround.server.step import released, step
-
-_ROLL_CALL_SECONDS = 60.0
 
 log = logging.getLogger("wardround.coordinator")
 
@@ -39,21 +37,11 @@ class Observer:
         began: called once with the sites present and the refusals.
         measure: (round, the model that would be released now) -> metrics to write down.
         round_done: called after each round is safe on disk.
-
     """
 
     began: Callable[[list[str], dict[str, str]], None] = lambda present, refused: None
     measure: Callable[[int, Weights], dict[str, float]] = lambda round, weights: {}
     round_done: Callable[[RoundRecord], None] = lambda record: None
-
-
-@dataclass(frozen=True)
-class Roll:
-    """Who answered the roll call."""
-
-    nodes: dict[str, int]  # site -> Flower's number for it, in the plan's order
-    refused: dict[str, str]
-    ledger_heads: dict[str, str]
 
 
 def opened(study: SignedText, folder: Path | None) -> Progress:
@@ -79,19 +67,19 @@ def run(grid: Grid, study: SignedText, progress: Progress, *, folder: Path | Non
 
     Raises:
         StudyStopped: too few sites at the roll call, or in too many rounds in a row, or a checkpoint cannot be written.
-
     """
     plan = study.plan
     if progress.round == 0:
         _keep(progress, folder)  # the run's name must survive a crash before any site reserves privacy under it
     roll = call_the_roll(grid, study, progress.run)
-    observer.began(list(roll.nodes), roll.refused)
-    if len(roll.nodes) < plan.min_sites and progress.round < plan.rounds:
-        raise StudyStopped(_too_few(study, roll))
+    observer.began(list(roll.addresses), roll.refused)
+    if len(roll.addresses) < plan.min_sites and progress.round < plan.rounds:
+        raise StudyStopped(roll.too_few(study))
     # a site's head from an earlier run of this coordinator outranks what the site says of itself today
     progress = replace(progress, ledger_heads=roll.ledger_heads | progress.ledger_heads)
     shapes = Shapes.like(progress.weights)
     while progress.round < plan.rounds:
+        roll = with_newcomers(grid, study, progress.run, roll)
         progress = one_round(grid, study, progress, shapes, roll, observer)
         if progress.round % every == 0 or progress.round == plan.rounds:
             _keep(progress, folder)
@@ -110,9 +98,9 @@ def one_round(grid: Grid, study: SignedText, progress: Progress, shapes: Shapes,
     """One round: the new progress, in which the model moved or the round is written down as lost."""
     plan, number, start = study.plan, progress.round + 1, time.perf_counter()
     orders = {
-        site: OrderFacts(study.digest, progress.run, number, 1, progress.ledger_heads.get(site, "")) for site in roll.nodes
+        site: OrderFacts(study.digest, progress.run, number, 1, progress.ledger_heads.get(site, "")) for site in roll.addresses
     }
-    found = collect(grid, plan, shapes, progress.weights, orders, roll.nodes)
+    found = collect(grid, plan, shapes, progress.weights, orders, roll.addresses)
     weights, state, length = progress.weights, progress.state, None
     if found.update is not None:
         weights, state = step(weights, found.update, state, plan, number)
@@ -140,56 +128,6 @@ def one_round(grid: Grid, study: SignedText, progress: Progress, shapes: Shapes,
     )
 
 
-def call_the_roll(grid: Grid, study: SignedText, run: str) -> Roll:
-    """Ask everybody connected who they are; only sites the plan names count, each once."""
-    call = RollCall(study.digest, run).pack()
-    messages = [Message(call, node, "query") for node in grid.get_node_ids()]
-    nodes: dict[str, int] = {}
-    refused: dict[str, str] = {}
-    heads: dict[str, str] = {}
-    for reply in grid.send_and_receive(messages, timeout=_ROLL_CALL_SECONDS):
-        try:
-            if reply.has_error():
-                raise UpdateRefused(printable(reply.error.reason))
-            present = Present.unpack(reply.content)
-        except (OrderRefused, UpdateRefused) as error:
-            log.warning("roll call: a site answered: %s", error)
-            continue
-        if present.site not in study.plan.sites or present.study != study.digest:
-            continue
-        node = reply.metadata.src_node_id
-        if nodes.get(present.site, node) != node:
-            raise StudyStopped(f"two sites call themselves {present.site}")
-        if present.refusal:
-            refused[present.site] = printable(present.refusal)
-            continue
-        nodes[present.site] = node
-        heads[present.site] = present.ledger_head
-    in_order = {site: nodes[site] for site in study.plan.sites if site in nodes}
-    return Roll(in_order, refused, heads)
-
-
-def say_farewell(grid: Grid, study: SignedText, progress: Progress) -> dict[str, Settled]:
-    """Tell the sites that the study is over, so that each gives back what it did not spend."""
-    roll = call_the_roll(grid, study, progress.run)
-    farewell = Farewell(study.digest, progress.run).pack()
-    names = {node: site for site, node in roll.nodes.items()}
-    messages = [Message(farewell, node, "query.close") for node in names]
-    settled = {}
-    for reply in grid.send_and_receive(messages, timeout=_ROLL_CALL_SECONDS):
-        site = names.get(reply.metadata.src_node_id, "")
-        try:
-            if reply.has_error():
-                raise OrderRefused(printable(reply.error.reason))
-            answer = Settled.unpack(reply.content)
-        except OrderRefused as error:
-            log.warning("farewell: %s: %s", site, error)
-            continue
-        if answer.site == site:
-            settled[site] = answer
-    return settled
-
-
 def _keep(progress: Progress, folder: Path | None) -> None:
     if folder is None:
         return
@@ -205,9 +143,3 @@ def _reasons(progress: Progress) -> str:
 
 def _seen(found: Collected) -> dict[str, str]:
     return {site: head for site, head in found.ledger_heads.items() if head}
-
-
-def _too_few(study: SignedText, roll: Roll) -> str:
-    absent = [site for site in study.plan.sites if site not in roll.nodes and site not in roll.refused]
-    why = list(roll.refused.values()) + ([f"not connected: {', '.join(absent[:10])}"] if absent else [])
-    return f"{len(roll.nodes)} of at least {study.plan.min_sites} sites take part. " + "; ".join(why)

@@ -55,7 +55,6 @@ def step(weights: Weights, update: Weights, state: State, plan: StudyPlan, round
         state: what the rule remembers.
         plan: the whole plan, for the rule and its schedule.
         round: counted from 1.
-
     """
     new_state = dict(state)
     taken = int(state.get("taken", torch.zeros(())).item()) + 1

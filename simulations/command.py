@@ -46,7 +46,6 @@ def run(request: Request) -> None:
     Raises:
         ConfigError: an option or a file does not hold; nothing was started.
         StudyStopped: a study ended early; its report says so too.
-
     """
     if request.resume is not None:
         folder, settings = _reopened(request)

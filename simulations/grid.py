@@ -31,7 +31,6 @@ class LocalGrid(Grid):
         sites: one site file per simulated hospital, in the plan's order.
         run_config: what Flower hands to every app: the plan's text.
         processes: 1 computes in this process; more fork that many (Linux and macOS).
-
     """
 
     def __init__(

@@ -34,7 +34,6 @@ class Partition:
 
         Raises:
             ConfigError: no such rule, or a strength that is no positive number.
-
         """
         rule, _, strength = text.partition(":")
         if rule not in _RULES or (rule == "iid" and strength):
@@ -54,7 +53,6 @@ class Partition:
 
         Raises:
             ConfigError: there are more sites than patients.
-
         """
         if sites > len(label):
             raise ConfigError(f"--sites {sites}: there are only {len(label)} patients to share out")

@@ -72,7 +72,6 @@ def simulate(
 
     Raises:
         StudyStopped: after the report of what was done was written.
-
     """
     keep_memory()
     torch.set_num_threads(1)

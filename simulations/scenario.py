@@ -46,7 +46,6 @@ class Changes:
 
         Raises:
             ConfigError: an epsilon for a study without privacy, or both --epsilon and --no-privacy.
-
         """
         changed = dict(table)
         if self.without_privacy:
@@ -78,7 +77,6 @@ class Scenario:
 
         Raises:
             ConfigError: the study, a site file or a change does not hold; nothing is left behind.
-
         """
         text = read_text(source)
         original = SignedText(StudyPlan.parse(text, source=str(source)), text)
@@ -116,7 +114,6 @@ class Scenario:
 
         Raises:
             ConfigError: it is none.
-
         """
         if not (folder / "plan.toml").is_file():
             raise ConfigError(f"{folder} is no run folder: it has no plan.toml")

@@ -32,7 +32,6 @@ def open_records(source: DataSource, task: Task) -> tuple[Records, Records]:
     Raises:
         DataRefused: the records do not fit the task; the detail, which stays at the site, names the file.
         ConfigError: no such loader.
-
     """
     records = look_up("loader", source.loader, LOADERS).load(source, task)
     order = np.random.default_rng(source.holdout_seed).permutation(records.patients)

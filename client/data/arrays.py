@@ -14,7 +14,6 @@ def load_arrays(source: DataSource, task: Task) -> Records:
 
     Raises:
         DataRefused: the file cannot be read or does not fit; the detail names the file.
-
     """
     schema = task.schema
     if not isinstance(schema, ArraySchema):

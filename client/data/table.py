@@ -21,7 +21,6 @@ def load_table(source: DataSource, task: Task) -> Records:
 
     Raises:
         DataRefused: the file cannot be read or does not fit; the detail names file, line and column.
-
     """
     schema = task.schema
     if not isinstance(schema, TableSchema):

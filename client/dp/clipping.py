@@ -31,7 +31,6 @@ def clipped_sum(
 
     Returns:
         One tensor for each of `weights`, float64.
-
     """
     total = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in weights.items()}
     for chunk in _whole_patients(batch):

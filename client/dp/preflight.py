@@ -13,7 +13,6 @@ def refuse_coupled(model: nn.Module) -> None:
 
     Raises:
         PlanRefused: with the layer's name.
-
     """
     for name, layer in model.named_modules():
         if isinstance(layer, _BatchNorm) or getattr(layer, "track_running_stats", False):

@@ -19,7 +19,6 @@ def draw(patient: Tensor, *, rate: float, at_most: int, coins: Coins) -> Tensor:
         rate: the plan's sampling rate, in (0, 1].
         at_most: the plan's records_per_patient.
         coins: the secret source.
-
     """
     count = int(patient.max()) + 1 if len(patient) else 0
     chosen = coins.uniform(count) < rate

@@ -25,7 +25,7 @@ class Architecture:
         """Build it; raises `ConfigError` for an option the network does not have."""
         try:
             return self.build(**options)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
             raise ConfigError(f"model.{self.name}: {error}") from None
 
 

@@ -29,7 +29,6 @@ class Records:
         fields: named tensors, each (records, ...).
         label: (records,) int64.
         patient: (records,) int64, numbering the patients 0, 1, ... in order of first appearance.
-
     """
 
     fields: Mapping[str, Tensor]
@@ -102,7 +101,6 @@ class Column:
 
         Raises:
             DataRefused: implausible or unexpected values; how many is told to the site alone.
-
         """
         raw = np.where(np.isin(raw, self.absent_values), np.nan, raw)
         absent = np.isnan(raw)
@@ -173,7 +171,6 @@ class ArraySchema:
         classes: labels are 0 .. classes - 1.
         low, high: the plausible range of every value.
         centre, scale: public constants; values become (value - centre) / scale.
-
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -192,8 +189,9 @@ class ArraySchema:
         for name, shape in self.shapes.items():
             if name not in raw or raw[name].shape != (len(label), *shape) or raw[name].dtype.kind not in "biuf":
                 raise DataRefused(f"field {name} is not one array of shape {list(shape)} for each record")
-            values: NDArray[np.floating[Any]] = raw[name]
-            wrong: NDArray[np.bool_] = ~((values >= self.low) & (values <= self.high)).reshape(len(label), -1).all(1)
+            values: NDArray[Any] = raw[name]
+            inside = ((values >= self.low) & (values <= self.high)).reshape(len(label), -1)
+            wrong = ~np.asarray(inside.all(axis=1))
             if wrong.any():
                 raise _unfit(f"field {name}", wrong, f"hold values outside {self.low:g} to {self.high:g}")
             found[name] = torch.from_numpy((values.astype(np.float32) - self.centre) / self.scale)
@@ -215,7 +213,6 @@ class Task:
         build: a fresh network from the plan's [model] options.
         loss: logits (batch, classes) and labels (batch,) -> one value per record (batch,); the engine sums.
         headline: the metric people ask for first.
-
     """
 
     name: str
@@ -225,6 +222,11 @@ class Task:
     loss: Loss
     headline: str = "auroc"
     metrics: tuple[str, ...] = field(default=("auroc", "accuracy", "log_loss"))
+
+    def size(self, options: Mapping[str, Any]) -> int:
+        """How many numbers learn in the network of these options, counted without taking their memory."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in self.build(options).parameters() if p.requires_grad)
 
     def model(self, options: Mapping[str, Any], seed: int) -> nn.Module:
         """A network whose first weights follow from `seed` alone; the global generator is left as it was."""

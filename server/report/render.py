@@ -6,7 +6,6 @@ The page loads nothing and runs nothing: its style and its figures are in it, an
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +13,7 @@ from typing import TypeVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from wardround.common.files import write_atomically
 from wardround.server.report import words
 from wardround.server.report.schema import Figures, Report
 
@@ -30,12 +30,11 @@ def write_report(folder: Path, report: Report) -> None:
 
     Raises:
         OSError: the folder cannot be written; earlier files are intact.
-
     """
     data, page = to_json(report).encode(), to_html(report).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "report.json", data)
-    _replace(folder / "report.html", page)
+    write_atomically(folder / "report.json", data)
+    write_atomically(folder / "report.html", page)
 
 
 def to_json(report: Report) -> str:
@@ -70,25 +69,6 @@ def to_html(report: Report) -> str:
             "hospitals": Markup(plots.hospitals(report)),
         },
     )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    # checkpoint.py has its like, but reading that file loads torch and Flower, and a report needs neither
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    parent = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)  # else a power cut may bring the old name back
-    finally:
-        os.close(parent)
 
 
 def _metrics(report: Report) -> list[str]:

@@ -118,8 +118,10 @@ def test_an_order_outside_the_plan_opens_no_record(small: Scenario, order: Calla
 def test_no_budget_opens_no_record(small: Scenario):
     exhausted(small)
     with closing(Hospital(small.sites["va"])) as hospital:
-        with pytest.raises(BudgetExhausted, match=r"the site allows 0\.5"):
+        with pytest.raises(BudgetExhausted, match="pass what this site allows") as refusal:
             hospital.train(small.study, an_order(small.study), a_model(small))
+        assert "epsilon" not in str(refusal.value)  # what other studies spent here stays here
+        assert "epsilon_lifetime = 0.5" in refusal.value.detail
         assert hospital.ledger.accounts() == []
 
 
@@ -132,6 +134,18 @@ def test_a_study_the_site_does_not_admit_opens_no_record(small: Scenario):
         with pytest.raises(PlanRefused):
             hospital.shapes(small.study)  # not even a network of the coordinator's size is built
     assert not (file.parent / "state").exists()
+
+
+@pytest.mark.usefixtures("never_opened")
+def test_a_model_larger_than_the_site_allows_is_refused_before_it_is_built(small: Scenario, monkeypatch: pytest.MonkeyPatch):
+    file = edited(small, "va", "parameters = 100000000", "parameters = 100")
+    monkeypatch.setattr("wardround.client.hospital.working_model", never)
+    with closing(Hospital(file)) as hospital, pytest.raises(PlanRefused, match="a model of 434 numbers is larger than the 100"):
+        hospital.shapes(small.study)
+
+
+def never(*_: object) -> None:
+    raise AssertionError("a network was built")
 
 
 @pytest.mark.usefixtures("never_opened")

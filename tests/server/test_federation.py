@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 import torch
 from flwr.app import Error, Message, RecordDict
 
-from tests.server.conftest import MeddledGrid, coordinate, progress
+from tests.server.conftest import Between, MeddledGrid, coordinate, progress
 from wardround.client.data import open_records
 from wardround.common.errors import ConfigError
 from wardround.common.messages import REFUSED, Present
@@ -19,7 +19,8 @@ from wardround.common.plan import SignedText
 from wardround.common.tasks import Records, Task
 from wardround.common.weights import Weights, trainable
 from wardround.server import checkpoint
-from wardround.server.federation import call_the_roll, opened
+from wardround.server.federation import opened
+from wardround.server.roll import call_the_roll
 from wardround.simulations.scenario import Scenario
 
 Small = Callable[..., Scenario]
@@ -133,12 +134,58 @@ def test_two_sites_with_one_name_stop_the_study(small: Small):
     assert not (scenario.folder / "model.safetensors").exists()
 
 
+class Late(MeddledGrid):
+    """`va` connects only after the first round; somebody else may then claim to be cleveland."""
+
+    def __init__(self, scenario: Scenario, between: Between | None = None) -> None:
+        super().__init__(scenario, between)
+        self.hidden = {number for number, site in self.site_of.items() if site == "va"}
+        self.trained = 0
+
+    def get_node_ids(self) -> list[int]:
+        hidden = self.hidden if self.trained < 4 else set()
+        return [number for number in super().get_node_ids() if number not in hidden]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        waiting = list(messages)
+        self.trained += sum(message.metadata.message_type == "train" for message in waiting)
+        return super().push_messages(waiting)
+
+
+def test_a_site_that_connects_later_takes_part_from_then_on(small: Small):
+    scenario = small()
+    assert coordinate(scenario, Late(scenario)) == ""
+    took_part = [record.sites for record in progress(scenario).history]
+    assert "va" not in took_part[0]
+    assert "va" in took_part[2]
+
+
+def test_a_newcomer_cannot_take_the_name_of_a_connected_site(small: Small):
+    scenario = small()
+
+    class Impostor(Late):
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+            asked = list(messages)
+            replies = list(super().send_and_receive(asked, timeout=timeout))
+            orders = {message.metadata.message_id: message for message in asked}
+            return [self.lying(orders[reply.metadata.reply_to_message_id], reply) for reply in replies]
+
+        def lying(self, order: Message, reply: Message) -> Message:
+            mine = order.metadata.dst_node_id in self.hidden and order.metadata.message_type == "query"
+            return saying(site="cleveland")(order, reply) if mine else reply
+
+    grid = Impostor(scenario)
+    coordinate(scenario, grid)
+    for record in progress(scenario).history:
+        assert record.sites == ["cleveland", "hungarian", "switzerland"]
+
+
 def test_one_answer_that_arrives_twice_is_one_site(small: Small):
     scenario = small()
     grid = MeddledGrid(scenario)
     send = grid.send_and_receive
     grid.send_and_receive = lambda messages, **options: [r for reply in send(messages, **options) for r in (reply, reply)]  # type: ignore[method-assign]
-    assert list(call_the_roll(grid, scenario.study, "run").nodes) == list(scenario.sites)
+    assert list(call_the_roll(grid, scenario.study, "run").addresses) == list(scenario.sites)
 
 
 def test_every_site_that_refuses_or_is_absent_is_named_with_its_reason(small: Small):

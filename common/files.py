@@ -1,0 +1,31 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, *parts: bytes) -> None:
+    """Replace `path` by `parts`, all or nothing, and have both content and name on disk before returning.
+
+    Raises:
+        OSError: the disk is full or read-only; what stood at `path` is untouched.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        with draft.open("wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # on a full disk half a draft would only be in the way
+            draft.unlink(missing_ok=True)
+        raise
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)  # else a power cut may bring the old name back
+    finally:
+        os.close(parent)
