@@ -237,7 +237,8 @@ def test_an_update_holds_the_trainable_tensors_under_torchs_names_and_nothing_el
     assert facts == UpdateFacts("va", small.study.digest, "run", 1, 1, head, 1)
 
 
-def test_a_private_update_is_never_the_bare_gradient(small: Scenario):
+def test_a_private_update_is_never_the_bare_gradient(scenario: Prepared):
+    small = scenario(rounds=4, epsilon=0.2)  # so that what is left of the gradients drowns in the noise
     weights = a_model(small)
     with closing(Hospital(small.sites["va"])) as one, closing(Hospital(small.sites["cleveland"])) as other:
         _, first = one.train(small.study, an_order(small.study), weights)
@@ -247,7 +248,7 @@ def test_a_private_update_is_never_the_bare_gradient(small: Scenario):
     sigma, plan = small.study.plan.noise_multiplier(), small.study.plan
     noise = sigma * plan.private().clip_norm / (plan.private().sampling_rate * plan.sites["va"])
     assert float((a - b).std()) == pytest.approx(noise * 2**0.5, rel=0.25)  # same round's model, same patients: only noise
-    assert abs(float(torch.corrcoef(torch.stack([a - b, c]))[0, 1])) < 0.3
+    assert abs(float(torch.corrcoef(torch.stack([a - b, c]))[0, 1])) < 0.3  # six standard deviations; shared noise gives 0.5
 
 
 def test_the_head_in_an_update_already_knows_the_answer(small: Scenario):

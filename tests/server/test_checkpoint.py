@@ -157,7 +157,7 @@ try:
 except OSError as error:
     print(error.strerror)
 """
-    root = Path(checkpoint.__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "File too large"
     found = Progress.latest(tmp_path, study=STUDY)
