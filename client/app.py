@@ -18,7 +18,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from wardround.client.hospital import CoinsFor, Hospital, os_coins
-from wardround.common.errors import ConfigError, OrderRefused, RoundTaken, WardroundError
+from wardround.common.errors import ConfigError, DataRefused, OrderRefused, RoundTaken, WardroundError
 from wardround.common.messages import (
     INTERNAL,
     REFUSED,
@@ -43,6 +43,9 @@ def _in_our_own_words(act: Callable[[Message, Context], Message]) -> Callable[[M
         except ConfigError as error:  # may quote the site's own file
             log.error("%s", error)
             return Message(Error(REFUSED, "the plan or this site's file is not valid"), reply_to=message)
+        except DataRefused as error:  # why, and even about which column, is a figure of patients
+            log.error("refused: %s%s", error, f" ({error.detail})" if error.detail else "")
+            return Message(Error(REFUSED, "this site cannot train now; see the site's log"), reply_to=message)
         except WardroundError as error:
             log.warning("refused: %s%s", error, f" ({error.detail})" if error.detail else "")
             code = ROUND_TAKEN if isinstance(error, RoundTaken) else REFUSED

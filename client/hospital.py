@@ -155,6 +155,8 @@ class Hospital:
     def _learn_plainly(self, plan: StudyPlan, order: OrderFacts, weights: Weights) -> Weights:
         task = look_up("task", plan.task, TASKS)
         records = self._training_records(plan, task)
+        if not len(records):
+            raise DataRefused("there is no record to train on")
         update = plain_update(
             task,
             working_model(task, plan.model, self._device),
@@ -168,11 +170,6 @@ class Hospital:
     def _training_records(self, plan: StudyPlan, task: Task) -> Records:
         if plan.task not in self._records:
             records, _ = open_records(self._source(plan), task)
-            if records.patients < self.config.allow.min_patients:
-                raise DataRefused(
-                    "this site has fewer patients than it wants for training",
-                    detail=f"{records.patients} patients, allow.min_patients = {self.config.allow.min_patients}",
-                )
             self._records[plan.task] = records.to(self._device)
         return self._records[plan.task]
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from wardround.common.config import Config
 from wardround.common.errors import PlanRefused
-from wardround.common.plan import Count, Name, Positive, StudyPlan
+from wardround.common.plan import Count, Name, Positive, StudyPlan, two_digits
 
 
 class SitePolicy(Config):
@@ -24,7 +24,7 @@ class SitePolicy(Config):
     delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
     without_privacy: bool = False
     min_sites: Count = 2
-    min_patients: Count = 20
+    min_patients: Count = 20  # as declared in the plan: the real number must not decide anything that others see
     rounds: Count = 1000
     parameters: Count = 100_000_000  # the largest model; one is built here as soon as a plan is admitted
 
@@ -48,6 +48,8 @@ class SitePolicy(Config):
             reasons.append(f"the plan counts {plan.sites[site]} patients here, this site declares {declared_patients}")
         if plan.min_sites < self.min_sites:
             reasons.append(f"a round of {plan.min_sites} sites is smaller than the {self.min_sites} this site wants")
+        if plan.sites.get(site, self.min_patients) < self.min_patients:
+            reasons.append(f"{plan.sites[site]} patients are fewer than the {self.min_patients} this site wants")
         if plan.rounds > self.rounds:
             reasons.append(f"{plan.rounds} rounds are more than the {self.rounds} allowed")
         return reasons
@@ -78,6 +80,13 @@ class DataSource(Config):
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of patients never trained on
     holdout_seed: Annotated[int, Field(ge=0)] = 0
 
+    @field_validator("declared_patients")
+    @classmethod
+    def _coarse(cls, count: int | None) -> int | None:
+        if count is not None and count != two_digits(count):
+            raise ValueError(f"{count} tells more than it must; declare two significant digits (such as {two_digits(count)})")
+        return count
+
 
 class Compute(Config):
     """The [compute] section: what training may use."""
@@ -86,7 +95,7 @@ class Compute(Config):
 
 
 class SiteConfig(Config):
-    """One hospital's file. It never leaves the hospital."""
+    """One hospital's file. It stays at the hospital; a refusal names the limit that a plan breaks, nothing else of it."""
 
     site: Name
     state: Annotated[Path, Field(strict=False)] = Path("state")  # ledger and log

@@ -23,10 +23,7 @@ def statement(path: Path) -> dict[str, Any]:
         LedgerBroken: the chain does not hold.
     """
     config = SiteConfig.load(path)
-    file = config.state / "ledger.sqlite"
-    if not file.exists():
-        raise ConfigError(f"{config.site} has no ledger yet: {file} does not exist; no private study ever trained here")
-    with PrivacyLedger(file) as ledger:
+    with PrivacyLedger(_file(config)) as ledger:
         accounts, entries, head = ledger.accounts(), ledger.verify(), ledger.head
     delta = config.allow.delta
     cohorts = {source.cohort for source in config.data.values()} | {account.cohort for account in accounts}
@@ -38,6 +35,26 @@ def statement(path: Path) -> dict[str, Any]:
         "studies": [_study(account, delta) for account in accounts],
         "cohorts": {cohort: _cohort(cohort, accounts, config) for cohort in sorted(cohorts)},
     }
+
+
+def settle_here(path: Path, run: str) -> None:
+    """End the run that begins with these characters, from the hospital's side.
+
+    Raises:
+        ConfigError: no run, or more than one, begins so.
+    """
+    with PrivacyLedger(_file(SiteConfig.load(path))) as ledger:
+        found = [account for account in ledger.accounts() if account.run.startswith(run)]
+        if len(found) != 1:
+            raise ConfigError(f"--settle {run}: {len(found)} runs begin so; see `wardround ledger {path}`")
+        ledger.settle(study=found[0].study, run=found[0].run)
+
+
+def _file(config: SiteConfig) -> Path:
+    file = config.state / "ledger.sqlite"
+    if not file.exists():
+        raise ConfigError(f"{config.site} has no ledger yet: {file} does not exist; no private study ever trained here")
+    return file
 
 
 def print_statement(path: Path, *, as_json: bool) -> None:

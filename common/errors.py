@@ -14,7 +14,7 @@
 
 The text of a WardroundError may leave a hospital, so it never holds a patient's value, a path or another library's
 message; what only the site may read goes into `detail`. A ConfigError is the exception: it quotes the file for the person
-who wrote it, and never travels.
+who wrote it, and never travels; neither does a DataRefused, which says something about records.
 """
 
 from __future__ import annotations

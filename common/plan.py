@@ -109,6 +109,7 @@ class StudyPlan(Config):
             problems.append("secure_sum: this release of wardround has no secure sum yet, so it cannot be promised")
         if self.combine != "mean" and self.min_sites < 3:
             problems.append(f"combine: {self.combine!r} of fewer than 3 updates protects nobody; min_sites must be 3 or more")
+        problems += [f"{key}: does nothing {when}; leave it out" for key, when in self._idle_keys()]
         if self.local.proximal and self.local.steps == 1:
             problems.append("local.proximal: does nothing when local.steps = 1; leave it out or take more steps")
         for site, patients in self.sites.items():
@@ -118,6 +119,18 @@ class StudyPlan(Config):
                     f"(such as {two_digits(patients)})"
                 )
         return problems
+
+    def _idle_keys(self) -> list[tuple[str, str]]:
+        """Keys that somebody wrote down and nobody would read."""
+        idle = []
+        if self.combine != "trimmed-mean" and "trim" in self.model_fields_set:
+            idle.append(("trim", f"with combine = {self.combine!r}"))
+        if self.combine != "mean" and "weighting" in self.model_fields_set:
+            idle.append(("weighting", f"with combine = {self.combine!r}, where every site counts alike"))
+        read = {"sgd": set(), "momentum": {"momentum"}}.get(self.step.rule, {"momentum", "second_momentum", "epsilon"})
+        unread = {"momentum", "second_momentum", "epsilon"} - read
+        idle += [(f"step.{key}", f"with rule = {self.step.rule!r}") for key in sorted(unread & self.step.model_fields_set)]
+        return idle
 
     def _unkeepable_promises(self) -> list[str]:
         private = self.privacy
@@ -131,11 +144,11 @@ class StudyPlan(Config):
             )
         if self.local.batch_size != "all":
             problems.append("local.batch_size: with [privacy] a batch is drawn by privacy.sampling_rate; leave batch_size out")
-        smallest = min(self.sites.values())
-        if private.delta * 10 * smallest > 1:
+        largest = max(self.sites.values())
+        if private.delta * 10 * largest > 1:
             problems.append(
-                f"privacy.delta: {private.delta:g} is too likely a failure for a site of {smallest} patients; "
-                f"at most 1/(10 x patients) = {1 / (10 * smallest):.1g}"
+                f"privacy.delta: {private.delta:g} is too likely a failure for a site of {largest} patients; "
+                f"at most 1/(10 x patients) = {1 / (10 * largest):.1g}"
             )
         steps = self.noised_steps(1.0).steps
         if steps > _MOST_NOISED_STEPS:

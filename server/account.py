@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from wardround.common.plan import SignedText
+from wardround.common.plan import SignedText, StudyPlan
 from wardround.common.privacy import NoisedSteps, spent
 from wardround.common.registry import look_up
 from wardround.common.tasks import TASKS
@@ -18,6 +19,10 @@ _PACKAGES = ("wardround", "flwr", "torch", "opacus", "dp-accounting", "numpy", "
 def study_facts(study: SignedText, progress: Progress, *, stopped: str = "") -> dict[str, Any]:
     """Study, outcome, privacy and rounds as report.json wants them; `stopped` is the reason when it did not finish."""
     plan = study.plan
+    steps: list[dict[str, int]] = []
+    for record in progress.history:
+        steps.append(steps_after(plan, steps[-1] if steps else {}, record))
+    last = steps[-1] if steps else {}
     return {
         "schema": "wardround-report/1",
         "study": {
@@ -35,8 +40,8 @@ def study_facts(study: SignedText, progress: Progress, *, stopped: str = "") -> 
             "rounds_done": progress.round,
         },
         "headline": look_up("task", plan.task, TASKS).headline,
-        "privacy": {site: _privacy(study, progress, site) for site in plan.sites} if plan.privacy else {},
-        "rounds": [_round(study, record) for record in progress.history],
+        "privacy": {site: _privacy(study, progress, site, last.get(site, 0)) for site in plan.sites} if plan.privacy else {},
+        "rounds": [_round(study, record, so_far) for record, so_far in zip(progress.history, steps, strict=True)],
         "versions": versions(),
     }
 
@@ -59,11 +64,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _privacy(study: SignedText, progress: Progress, site: str) -> dict[str, Any]:
+def _privacy(study: SignedText, progress: Progress, site: str, steps: int) -> dict[str, Any]:
     plan, private = study.plan, study.plan.private()
     noise = plan.noise_multiplier()
     whole = plan.noised_steps(noise)
-    steps = min(_steps(study, progress, site), whole.steps)
+    steps = min(steps, whole.steps)
     done = NoisedSteps(private.sampling_rate, noise, steps)
     return {
         "epsilon": spent([done], private.delta),
@@ -82,18 +87,18 @@ def _privacy(study: SignedText, progress: Progress, site: str) -> dict[str, Any]
     }
 
 
-def _steps(study: SignedText, progress: Progress, site: str) -> int:
-    # a site whose reply was lost may have spent the round all the same; its next sound reply says what is true
-    steps = 0
-    for record in progress.history:
-        if site in record.steps_spent:
-            steps = record.steps_spent[site]
-        elif site in record.dropped:
-            steps += record.attempt * study.plan.local.steps
-    return steps
+def steps_after(plan: StudyPlan, before: Mapping[str, int], record: RoundRecord) -> dict[str, int]:
+    """Noised steps of each site after a round.
+
+    A site whose reply was lost may have spent the round all the same; its next sound reply says what is true.
+    """
+    after = {**before, **record.steps_spent}
+    for site in record.dropped.keys() - record.steps_spent.keys():
+        after[site] = before.get(site, 0) + record.attempt * plan.local.steps
+    return after
 
 
-def _round(study: SignedText, record: RoundRecord) -> dict[str, Any]:
+def _round(study: SignedText, record: RoundRecord, steps: Mapping[str, int]) -> dict[str, Any]:
     return {
         "round": record.round,
         "attempt": record.attempt,
@@ -103,7 +108,5 @@ def _round(study: SignedText, record: RoundRecord) -> dict[str, Any]:
         "lost": record.lost,
         "update_norm": record.update_norm,
         "metrics": record.metrics,
-        "epsilon": {site: epsilon_spent(study, steps) for site, steps in record.steps_spent.items()}
-        if study.plan.privacy
-        else {},
+        "epsilon": {site: epsilon_spent(study, count) for site, count in steps.items()} if study.plan.privacy else {},
     }

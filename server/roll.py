@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -28,13 +28,13 @@ class Roll:
         addresses: site -> Flower's number for it, in the plan's order.
         refused: site -> why it does not take part.
         ledger_heads: site -> the newest entry of its ledger, as the site says.
-        asked: Flower's numbers of all who were ever asked.
+        settled: Flower's numbers of all who need not be asked again: present, refusing, or of another study.
     """
 
     addresses: dict[str, int]
     refused: dict[str, str]
     ledger_heads: dict[str, str]
-    asked: frozenset[int]
+    settled: frozenset[int]
 
     def too_few(self, study: SignedText) -> str:
         """Why the study cannot begin."""
@@ -43,23 +43,20 @@ class Roll:
         return f"{len(self.addresses)} of at least {study.plan.min_sites} sites take part. " + "; ".join(why)
 
 
-def call_the_roll(grid: Grid, study: SignedText, run: str, among: Iterable[int] | None = None) -> Roll:
-    """Ask everybody connected (or only those `among`) who they are; only sites the plan names count, each once.
+def call_the_roll(grid: Grid, study: SignedText, run: str) -> Roll:
+    """Ask everybody connected who they are; only sites the plan names count, each once.
 
     Raises:
         StudyStopped: two of them carry the same name.
     """
-    asked = frozenset(grid.get_node_ids() if among is None else among)
-    call = RollCall(study.digest, run).pack()
-    messages = [Message(call, address, "query") for address in sorted(asked)]
     addresses: dict[str, int] = {}
     refused: dict[str, str] = {}
     heads: dict[str, str] = {}
-    for reply in grid.send_and_receive(messages, timeout=_SECONDS):
-        present = _present(reply, study)
+    settled = set()
+    for address, present in _answers(grid, study, run, grid.get_node_ids()):
+        settled.add(address)
         if present is None:
             continue
-        address = reply.metadata.src_node_id
         if addresses.get(present.site, address) != address:
             raise StudyStopped(f"two sites call themselves {present.site}")
         if present.refusal:
@@ -67,63 +64,65 @@ def call_the_roll(grid: Grid, study: SignedText, run: str, among: Iterable[int] 
             continue
         addresses[present.site] = address
         heads[present.site] = present.ledger_head
-    return Roll(_in_order(study.plan, addresses), refused, heads, asked)
+    return Roll(_in_order(study.plan, addresses), refused, heads, frozenset(settled))
 
 
 def with_newcomers(grid: Grid, study: SignedText, run: str, roll: Roll) -> Roll:
-    """The roll with sites that connected since; a name that is taken stays with whoever is still connected under it."""
+    """The roll with sites that connected since, and with those that were silent before.
+
+    A name that is taken stays with whoever is connected under it; the other one is asked again once that one has gone.
+    """
     connected = set(grid.get_node_ids())
-    newcomers = connected - roll.asked
-    if not newcomers:
+    if connected <= roll.settled:
         return roll
-    late = call_the_roll(grid, study, run, newcomers)
-    addresses = dict(roll.addresses)
-    for site, address in late.addresses.items():
-        if site in addresses and addresses[site] in connected:
-            log.warning("somebody else calls itself %s while that site is connected; not asked", site)
-            continue
-        log.info("%s joined", site)
-        addresses[site] = address
-    return Roll(
-        addresses=_in_order(study.plan, addresses),
-        refused={site: why for site, why in (roll.refused | late.refused).items() if site not in addresses},
-        ledger_heads=late.ledger_heads | roll.ledger_heads,
-        asked=roll.asked | late.asked,
-    )
+    addresses, refused, settled = dict(roll.addresses), dict(roll.refused), set(roll.settled)
+    for address, present in _answers(grid, study, run, connected - roll.settled):
+        if present is not None and not present.refusal:
+            holder = addresses.get(present.site, address)
+            if holder != address and holder in connected:
+                log.warning("somebody else calls itself %s while that site is connected; not asked", present.site)
+                continue
+            log.info("%s joined", present.site)
+            addresses[present.site] = address
+            refused.pop(present.site, None)
+        elif present is not None and present.site not in addresses:
+            refused[present.site] = printable(present.refusal)
+        settled.add(address)
+    return Roll(_in_order(study.plan, addresses), refused, roll.ledger_heads, frozenset(settled))
 
 
 def say_farewell(grid: Grid, study: SignedText, progress: Progress) -> dict[str, Settled]:
-    """Tell the sites that the study is over, so that each gives back what it did not spend."""
-    roll = call_the_roll(grid, study, progress.run)
+    """Tell everybody that the study is over, so that each site gives back what it did not spend."""
     farewell = Farewell(study.digest, progress.run).pack()
-    names = {address: site for site, address in roll.addresses.items()}
-    messages = [Message(farewell, address, "query.close") for address in names]
+    messages = [Message(farewell, address, "query.close") for address in grid.get_node_ids()]
     settled = {}
     for reply in grid.send_and_receive(messages, timeout=_SECONDS):
-        site = names.get(reply.metadata.src_node_id, "")
         try:
             if reply.has_error():
                 raise OrderRefused(printable(reply.error.reason))
             answer = Settled.unpack(reply.content)
         except OrderRefused as error:
-            log.warning("farewell: %s: %s", site, error)
+            log.info("farewell: somebody answered: %s", error)
             continue
-        if answer.site == site:
-            settled[site] = answer
+        if answer.site in study.plan.sites and answer.study == study.digest:
+            settled[answer.site] = answer
     return settled
 
 
-def _present(reply: Message, study: SignedText) -> Present | None:
-    """The presence of a site of this study; None for anybody else."""
-    try:
-        if reply.has_error():
-            raise UpdateRefused(printable(reply.error.reason))
-        present = Present.unpack(reply.content)
-    except (OrderRefused, UpdateRefused) as error:
-        log.warning("roll call: a site answered: %s", error)
-        return None
-    ours = present.site in study.plan.sites and present.study == study.digest
-    return present if ours else None
+def _answers(grid: Grid, study: SignedText, run: str, among: Iterable[int]) -> Iterator[tuple[int, Present | None]]:
+    """(address, presence) of all who answer properly; None for a site of another study. The silent are left out."""
+    call = RollCall(study.digest, run).pack()
+    messages = [Message(call, address, "query") for address in sorted(among)]
+    for reply in grid.send_and_receive(messages, timeout=_SECONDS):
+        try:
+            if reply.has_error():
+                raise UpdateRefused(printable(reply.error.reason))
+            present = Present.unpack(reply.content)
+        except (OrderRefused, UpdateRefused) as error:
+            log.warning("roll call: a site answered: %s", error)
+            continue
+        ours = present.site in study.plan.sites and present.study == study.digest
+        yield reply.metadata.src_node_id, present if ours else None
 
 
 def _in_order(plan: StudyPlan, addresses: dict[str, int]) -> dict[str, int]:

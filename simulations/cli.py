@@ -19,8 +19,11 @@ def simulate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first model and of the test split; never of noise.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat with this many seeds and report mean and spread.")] = 1,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that compute for the sites.")] = 1,
-    baselines: Annotated[bool, typer.Option(help="Also train each hospital alone and all records pooled.")] = True,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes that compute for the sites; 1 by default.")] = None,
+    baselines: Annotated[
+        bool | None,
+        typer.Option("--baselines/--no-baselines", help="Also train each hospital alone and all pooled; on by default."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the run folder goes.")] = Path("runs"),
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder (or its name below --out).")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the report's path, nothing else.")] = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -32,8 +32,8 @@ class Request:
     partition: str | None = None
     seed: int | None = None
     seeds: int = 1
-    processes: int = 1
-    baselines: bool = True
+    processes: int | None = None
+    baselines: bool | None = None
     out: Path = Path("runs")
     resume: Path | None = None
     quiet: bool = False
@@ -80,7 +80,7 @@ def _prepared(request: Request) -> tuple[Path, Settings, list[Scenario]]:
         raise ConfigError(f"--seed {first}: wanted 0 or more")
     seeds = [first + number for number in range(request.seeds)]
     folder = fresh_folder(request.out, plan.name)
-    settings = Settings(seeds, request.processes, request.baselines)
+    settings = _settled(request, Settings(seeds))
     scenarios = []
     for seed, path in seed_folders(folder, seeds).items():
         changes = Changes(
@@ -112,7 +112,16 @@ def _reopened(request: Request) -> tuple[Path, Settings]:
     wanted = SignedText.load(find_study(request.study)).plan
     if plan.name != wanted.name:
         raise ConfigError(f"--resume {folder}: this run is of study {plan.name}, not {wanted.name}")
-    return folder, settings
+    return folder, _settled(request, settings)
+
+
+def _settled(request: Request, settings: Settings) -> Settings:
+    """The settings with what the command line says about them."""
+    if request.processes is not None:
+        settings = replace(settings, processes=request.processes)
+    if request.baselines is not None:
+        settings = replace(settings, baselines=request.baselines)
+    return settings
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from wardround.server.account import epsilon_spent
+from wardround.server.account import epsilon_spent, steps_after
 from wardround.server.checkpoint import RoundRecord
 from wardround.simulations.run import Watch
 from wardround.simulations.scenario import Scenario
@@ -32,6 +32,7 @@ class LiveView:
         self._baselines = self._bar.add_task("baselines", total=None, figure="", visible=False)
         self._last: RoundRecord | None = None
         self._refused: dict[str, str] = {}
+        self._steps: dict[str, int] = {}
         self._drawn = 0.0
 
     def __enter__(self) -> LiveView:
@@ -56,6 +57,7 @@ class LiveView:
     def _round_done(self, record: RoundRecord) -> None:
         self._last = record
         assert self._scenario is not None
+        self._steps = steps_after(self._scenario.study.plan, self._steps, record)
         headline = self._scenario.task.headline
         figure = f"{headline} {record.metrics[headline]:.3f}" if headline in record.metrics else ""
         self._bar.update(self._rounds, completed=record.round, figure=figure)
@@ -85,8 +87,7 @@ class LiveView:
         for site in list(study.plan.sites)[:_SHOWN_SITES]:
             cells = [site, self._state(site)]
             if private:
-                steps = self._last.steps_spent.get(site, 0) if self._last else 0
-                spent = epsilon_spent(study, steps)
+                spent = epsilon_spent(study, self._steps.get(site, 0))
                 cells += [f"{spent:.2f}", f"{max(0.0, private.epsilon - spent):.2f}"]
             table.add_row(*cells)
         if len(study.plan.sites) > _SHOWN_SITES:

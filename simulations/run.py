@@ -92,7 +92,11 @@ def simulate(
         "results": tests.results(released(checkpoint.weights, checkpoint.state), alone),
         "sites": tests.sites(),
         "seeds": None,
-        "seconds": {"total": done - began, "training": trained - began, "baselines": done - trained},
+        "seconds": {
+            "total": done - began,
+            "training": math.fsum(record.seconds for record in checkpoint.history),  # also what came before a resume
+            "baselines": done - trained,
+        },
         "notes": [_NOTE_SIMULATION, _NOTE_BASELINES] if alone else [_NOTE_SIMULATION],
     }
     report = Report.model_validate(facts)

@@ -92,7 +92,7 @@ class Scenario:
         untouched = table == tomllib.loads(text)
         study_text = text if untouched else tomli_w.dumps(table)
         study = SignedText(StudyPlan.parse(study_text, source=str(source)), study_text)
-        configs = {site: _seeded(config, seed) for site, config in configs.items()}
+        configs = {site: _moved_in(config, changes.seed) for site, config in configs.items()}
 
         folder.mkdir(parents=True)
         (folder / "plan.toml").write_bytes(study.text.encode())  # byte for byte: the digest is over them
@@ -211,8 +211,10 @@ def _simulated(model: SiteConfig, task: str, name: str, patients: NDArray[np.int
     return model.model_copy(update={"site": name, "data": {task: source}, "allow": allow})
 
 
-def _seeded(config: SiteConfig, seed: int) -> SiteConfig:
-    data = {task: source.model_copy(update={"holdout_seed": seed}) for task, source in config.data.items()}
+def _moved_in(config: SiteConfig, seed: int | None) -> SiteConfig:
+    """The file of a hospital in a run folder: its own, but for another split where another seed is wanted."""
+    other = {} if seed is None else {"holdout_seed": seed}
+    data = {task: source.model_copy(update=other) for task, source in config.data.items()}
     return config.model_copy(update={"data": data, "state": Path("state")})
 
 

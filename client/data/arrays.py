@@ -9,8 +9,8 @@ from wardround.common.errors import DataRefused
 from wardround.common.tasks import ArraySchema, Records, Task
 
 
-def load_arrays(source: DataSource, task: Task) -> Records:
-    """Read `source.path` as the task's arrays; nothing in it is unpickled.
+def load_arrays(source: DataSource, task: Task) -> tuple[Records, list[str] | None]:
+    """Read `source.path` as the task's arrays, and whose each is; nothing in it is unpickled.
 
     Raises:
         DataRefused: the file cannot be read or does not fit; the detail names the file.
@@ -29,8 +29,8 @@ def load_arrays(source: DataSource, task: Task) -> Records:
     if not len(found["label"]):
         raise DataRefused("the file holds no records", detail=str(source.path))
     if not source.patient_column:
-        return schema.encode(found, found["label"], [str(number) for number in range(len(found["label"]))])
+        return schema.encode(found, found["label"], [str(number) for number in range(len(found["label"]))]), None
     patient = [str(owner).strip() for owner in found[source.patient_column]]
     if not all(patient) or "nan" in patient:  # without an owner, they would count as one patient
         raise DataRefused("a record has no patient", detail=f"{source.path}, {source.patient_column}")
-    return schema.encode(found, found["label"], patient)
+    return schema.encode(found, found["label"], patient), patient

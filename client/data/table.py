@@ -14,8 +14,8 @@ from wardround.common.tasks import Records, TableSchema, Task
 LARGEST_FILE = 1 << 30  # bytes
 
 
-def load_table(source: DataSource, task: Task) -> Records:
-    """Read `source.path` as the task's table.
+def load_table(source: DataSource, task: Task) -> tuple[Records, list[str] | None]:
+    """Read `source.path` as the task's table; also whose each record is, where a column says so.
 
     With `header = false` the columns stand in the schema's order. Without a `patient_column` each record is a patient.
 
@@ -54,8 +54,9 @@ def load_table(source: DataSource, task: Task) -> Records:
 
     raw = {name: _numbers(source, schema, name, column(name)) for name in schema.names}
     if not source.patient_column:
-        return schema.encode(raw, [str(number) for number in range(len(rows))])
-    return schema.encode(raw, _patients(source, schema, column(source.patient_column)))
+        return schema.encode(raw, [str(number) for number in range(len(rows))]), None
+    owner = _patients(source, schema, column(source.patient_column))
+    return schema.encode(raw, owner), owner
 
 
 def _numbers(source: DataSource, schema: TableSchema, name: str, cells: list[tuple[int, str]]) -> NDArray[np.float64]:

@@ -46,7 +46,10 @@ def private_update(
     for _ in range(local.steps):
         index = draw(patient, rate=privacy.sampling_rate, at_most=privacy.records_per_patient, coins=coins)
         batch = records.take(index.to(records.patient.device))
-        total = clipped_sum(model, task.loss, current, batch, clip_norm=privacy.clip_norm)
+        total = clipped_sum(
+            model, task.loss, current, batch,
+            clip_norm=privacy.clip_norm, records_per_patient=privacy.records_per_patient,
+        )  # fmt: skip
         moved = {}
         for name, clipped in total.items():
             noise = coins.normal(clipped.numel()).view(clipped.shape).to(clipped.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,16 @@ class Architecture:
     name: str
     build: Callable[..., nn.Module]
 
-    def __call__(self, **options: Any) -> nn.Module:
-        """Build it; raises `ConfigError` for an option the network does not have."""
+    def __call__(self, options: Mapping[str, Any], **fixed: Any) -> nn.Module:
+        """Build it from the plan's options and what the task fixes.
+
+        Raises:
+            ConfigError: an option the network does not have, or that is not the plan's to choose.
+        """
+        if taken := sorted(options.keys() & fixed.keys()):
+            raise ConfigError(f"model.{taken[0]}: follows from the task's data; leave it out")
         try:
-            return self.build(**options)
+            return self.build(**options, **fixed)
         except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
             raise ConfigError(f"model.{self.name}: {error}") from None
 

@@ -14,7 +14,7 @@ chest_film = Task(
     name="chest-film",
     title=_TITLE,
     schema=_SCHEMA,
-    build=lambda options: MODELS["cnn"](channels=1, side=28, classes=2, **options),
+    build=lambda options: MODELS["cnn"](options, channels=1, side=28, classes=2),
     loss=lambda logits, label: F.cross_entropy(logits, label, reduction="none"),
 )
 
@@ -22,6 +22,6 @@ chest_film_resnet = Task(
     name="chest-film-resnet",
     title=_TITLE + ", ResNet-18",
     schema=_SCHEMA,
-    build=lambda options: MODELS["resnet18"](channels=1, classes=2, **options),
+    build=lambda options: MODELS["resnet18"](options, channels=1, classes=2),
     loss=lambda logits, label: F.cross_entropy(logits, label, reduction="none"),
 )

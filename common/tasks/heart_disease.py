@@ -39,6 +39,6 @@ heart_disease = Task(
     name="heart-disease",
     title="Coronary heart disease from routine findings",
     schema=SCHEMA,
-    build=lambda options: MODELS["mlp"](features=SCHEMA.width, classes=2, **options),
+    build=lambda options: MODELS["mlp"](options, features=SCHEMA.width, classes=2),
     loss=lambda logits, label: F.cross_entropy(logits, label, reduction="none"),
 )

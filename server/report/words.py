@@ -282,6 +282,12 @@ def not_covered(report: Report) -> list[str]:
             "The figures on test patients in this report are exact and not noised. Test patients were not trained on, and "
             "epsilon says nothing about them."
         )
+    if report.results.local or report.results.pooled:
+        lines.append(
+            "The models of the hospitals alone and of the pooled records were trained without noise on the very patients who "
+            "are protected here, so the figures of those models are not covered by epsilon. Leave them out (--no-baselines) "
+            "where the training records must not be looked at."
+        )
     return lines
 
 

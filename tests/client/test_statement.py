@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from wardround.client.cli import ledger as verb
 from wardround.client.ledger import Cohort, Moment, PrivacyLedger
-from wardround.client.statement import print_statement, statement
+from wardround.client.statement import print_statement, settle_here, statement
 from wardround.common import cli
 from wardround.common.errors import ConfigError, LedgerBroken
 from wardround.common.privacy import NoisedSteps, filtered, spent
@@ -28,7 +28,7 @@ def site(scenario: Callable[..., Scenario]) -> Path:
     with PrivacyLedger(file.parent / "state" / "ledger.sqlite") as books:
         for run, marks in (("first-run-of-many", 3), ("second", 2)):
             books.reserve(
-                Cohort("cardiology", 12.0, 1e-5), study=run * 2, name="hearts", run=run, steps=STEPS, steps_per_round=1
+                Cohort("cardiology", 15.0, 1e-5), study=run * 2, name="hearts", run=run, steps=STEPS, steps_per_round=1
             )
             for round in range(1, marks + 1):
                 books.mark(Moment(run * 2, run, round, 1), model="m")
@@ -45,7 +45,7 @@ def test_a_statement_tells_what_each_study_cost_and_what_is_charged(site: Path):
     assert first["epsilon_replace_one"] == spent([NoisedSteps(0.5, 4.0, 3)], 1e-5, "replace-one")
     assert second["epsilon"] == spent([NoisedSteps(0.5, 4.0, 2)], 1e-5)
     charged = filtered([NoisedSteps(0.5, 4.0, 3), NoisedSteps(0.5, 4.0, 10)], 1e-5)  # the open one in full
-    assert found["cohorts"] == {"cardiology": {"charged": charged, "limit": 12.0, "delta": 1e-5}}
+    assert found["cohorts"] == {"cardiology": {"charged": charged, "limit": 15.0, "delta": 1e-5}}
     with PrivacyLedger(site.parent / "state" / "ledger.sqlite") as books:
         assert (found["head"], found["entries"], found["chain"]) == (books.head, books.verify(), "intact")
 
@@ -58,7 +58,7 @@ def test_the_printed_statement_says_the_same(site: Path, capsys: pytest.CaptureF
     out = " ".join(capsys.readouterr().out.split())
     charged = facts["cohorts"]["cardiology"]["charged"]
     assert f"cohort cardiology: epsilon {charged:.2f} charged over all studies" in out
-    assert f"{12 - charged:.2f} left of 12" in out
+    assert f"{15 - charged:.2f} left of 15" in out
     assert "chain intact over 9 entries" in out
     assert f"{facts['studies'][0]['epsilon']:.3f}" in out
 
@@ -68,7 +68,7 @@ def test_reading_a_statement_changes_nothing(site: Path):
 
 
 def test_a_cohort_without_a_budget_says_so(site: Path, capsys: pytest.CaptureFixture[str]):
-    site.write_text(site.read_text().replace("epsilon_lifetime = 12.0\n", ""))
+    site.write_text(site.read_text().replace("epsilon_lifetime = 15.0\n", ""))
     assert statement(site)["cohorts"]["cardiology"]["limit"] is None
     print_statement(site, as_json=False)
     assert "no budget set" in capsys.readouterr().out
@@ -116,3 +116,16 @@ def test_the_command_prints_json(site: Path, monkeypatch: pytest.MonkeyPatch):
     result = CliRunner().invoke(app, [str(site), "--json"])
     assert result.exit_code == 0
     assert json.loads(result.output)["site"] == "va"
+
+
+def test_a_study_without_a_farewell_can_be_settled_at_the_site(tmp_path: Path):
+    (tmp_path / "site.toml").write_text('site = "va"\n[allow]\nepsilon_lifetime = 15.0\n')
+    with PrivacyLedger(tmp_path / "state" / "ledger.sqlite") as ledger:
+        for run in ("abc", "abd"):
+            ledger.reserve(
+                Cohort("patients", 15.0, 1e-5), study=run * 2, name="hearts", run=run, steps=STEPS, steps_per_round=1
+            )
+    with pytest.raises(ConfigError, match="2 runs begin so"):
+        settle_here(tmp_path / "site.toml", "ab")
+    settle_here(tmp_path / "site.toml", "abc")
+    assert [study["state"] for study in statement(tmp_path / "site.toml")["studies"]] == ["settled", "open"]

@@ -33,8 +33,8 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "delta 0": ({"privacy": PRIVATE | {"delta": 0.0}}, r"privacy\.delta"),
     "delta for nobody": ({"privacy": PRIVATE | {"delta": 1e-300}}, r"privacy\.delta"),
     "delta of a tenth": ({"privacy": PRIVATE | {"delta": 0.1}}, r"privacy\.delta"),
-    "delta too likely for the smallest": (
-        {"privacy": PRIVATE | {"delta": 1e-3}, "sites": {"a": 200, "b": 200, "c": 110}},
+    "delta too likely for the largest": (
+        {"privacy": PRIVATE | {"delta": 1e-3}, "sites": {"a": 50, "b": 60, "c": 110}},
         "too likely a failure for a site of 110",
     ),
     "sampling above 1": ({"privacy": PRIVATE | {"sampling_rate": 1.5}}, r"privacy\.sampling_rate"),

@@ -246,3 +246,34 @@ def test_a_coordinator_without_a_plan_says_so(small: Small):
     for nothing in (None, "", 7, b"name"):
         with pytest.raises(ConfigError, match="no study plan came with the run"):
             SignedText.received(nothing)
+
+
+class Restarting(MeddledGrid):
+    """`va` comes back under another number while the old one is still listed for two more rounds."""
+
+    def __init__(self, scenario: Scenario, between: Between | None = None) -> None:
+        super().__init__(scenario, between)
+        (self.old,) = (number for number, site in self.site_of.items() if site == "va")
+        self.new, self.rounds = 2000, 0
+        self._contexts[self.new] = self._contexts[self.old]
+        self.site_of[self.new] = "va"
+
+    def get_node_ids(self) -> list[int]:
+        gone = {self.new} if self.rounds < 1 else {self.old} if self.rounds >= 3 else set()
+        return [number for number in super().get_node_ids() if number not in gone]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        waiting = list(messages)
+        self.rounds += any(message.metadata.message_type == "train" for message in waiting)
+        return super().push_messages(waiting)
+
+    def _speaks(self, message: Message) -> bool:
+        return message.metadata.dst_node_id != self.old or self.rounds <= 1
+
+
+def test_a_site_that_restarts_is_found_again_once_its_old_connection_is_gone(small: Small):
+    scenario = small(rounds=6, deadline_seconds=0.3)
+    assert coordinate(scenario, Restarting(scenario)) == ""
+    took_part = ["va" in record.sites for record in progress(scenario).history]
+    assert took_part[0]
+    assert took_part[-1]
