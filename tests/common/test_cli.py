@@ -155,8 +155,14 @@ def started(*words: str, cwd: Path, **options: object) -> subprocess.Popen[str]:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=listening_to_ctrl_c,
         **options,
     )
+
+
+def listening_to_ctrl_c() -> None:
+    """A suite that runs in the background hands its children an ignored SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("words", [("--help",), *((verb, "--help") for verb in VERBS)], ids=" ".join)

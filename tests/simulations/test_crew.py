@@ -256,7 +256,12 @@ PARENT = textwrap.dedent(
 def started(act: str, sleep: float) -> tuple[subprocess.Popen[str], list[int]]:
     code = PARENT.format(folder=str(Path(__file__).parent), act=act, sleep=sleep)
     parent = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     )
     assert parent.stdout is not None
     return parent, [int(pid) for pid in parent.stdout.readline().split()]
