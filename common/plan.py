@@ -63,7 +63,7 @@ class PrivacyPlan(Config):
     unit: Literal["patient"] = "patient"
     epsilon: Annotated[float, Field(gt=0, le=100)]
     delta: Annotated[float, Field(ge=1e-12, le=1e-3)] = 1e-5
-    clip_norm: Positive = 1.0
+    clip_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0  # beyond, float32 gradients cannot be told apart
     sampling_rate: Probability = 0.25
     records_per_patient: Annotated[int, Field(ge=1, le=1024)] = 8
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 1  # how often a round may be trained anew; counted in epsilon

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -16,6 +16,8 @@ from wardround.server.checkpoint import Progress
 from wardround.server.collect import printable
 
 _SECONDS = 60.0  # for an answer to a roll call or a farewell
+_NEWCOMER_SECONDS = 10.0  # between two rounds nobody waits as long
+_MOST_SILENCE = 3  # times a newcomer may leave the question unanswered
 
 log = logging.getLogger("wardround.coordinator")
 
@@ -35,6 +37,7 @@ class Roll:
     refused: dict[str, str]
     ledger_heads: dict[str, str]
     settled: frozenset[int]
+    silent: Mapping[int, int] = field(default_factory=dict)  # Flower's number -> times it did not answer
 
     def too_few(self, study: SignedText) -> str:
         """Why the study cannot begin."""
@@ -76,19 +79,24 @@ def with_newcomers(grid: Grid, study: SignedText, run: str, roll: Roll) -> Roll:
     if connected <= roll.settled:
         return roll
     addresses, refused, settled = dict(roll.addresses), dict(roll.refused), set(roll.settled)
-    for address, present in _answers(grid, study, run, connected - roll.settled):
+    asked = connected - roll.settled
+    silent = {address: roll.silent.get(address, 0) + 1 for address in asked}
+    for address, present in _answers(grid, study, run, asked, seconds=_NEWCOMER_SECONDS):
+        silent.pop(address, None)
         if present is not None and not present.refusal:
             holder = addresses.get(present.site, address)
             if holder != address and holder in connected:
                 log.warning("somebody else calls itself %s while that site is connected; not asked", present.site)
                 continue
             log.info("%s joined", present.site)
+            settled.discard(holder)  # should it come back, it is asked who it is
             addresses[present.site] = address
             refused.pop(present.site, None)
         elif present is not None and present.site not in addresses:
             refused[present.site] = printable(present.refusal)
         settled.add(address)
-    return Roll(_in_order(study.plan, addresses), refused, roll.ledger_heads, frozenset(settled))
+    settled |= {address for address, times in silent.items() if times >= _MOST_SILENCE}
+    return Roll(_in_order(study.plan, addresses), refused, roll.ledger_heads, frozenset(settled), silent)
 
 
 def say_farewell(grid: Grid, study: SignedText, progress: Progress) -> dict[str, Settled]:
@@ -109,11 +117,13 @@ def say_farewell(grid: Grid, study: SignedText, progress: Progress) -> dict[str,
     return settled
 
 
-def _answers(grid: Grid, study: SignedText, run: str, among: Iterable[int]) -> Iterator[tuple[int, Present | None]]:
+def _answers(
+    grid: Grid, study: SignedText, run: str, among: Iterable[int], seconds: float = _SECONDS
+) -> Iterator[tuple[int, Present | None]]:
     """(address, presence) of all who answer properly; None for a site of another study. The silent are left out."""
     call = RollCall(study.digest, run).pack()
     messages = [Message(call, address, "query") for address in sorted(among)]
-    for reply in grid.send_and_receive(messages, timeout=_SECONDS):
+    for reply in grid.send_and_receive(messages, timeout=seconds):
         try:
             if reply.has_error():
                 raise UpdateRefused(printable(reply.error.reason))

@@ -8,21 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from wardround.client.dp.taps import Groups, Taps
 from wardround.common.tasks import Records
 from wardround.common.tasks.base import Loss
 
 _PIECE = 64  # records computed at once, blank ones included; a multiple of it where a patient may have more
-_PROOF_RECORDS = 6  # of three patients
-_NO_CLIP = 1e12  # no gradient is that long
-
-_TAPS: WeakKeyDictionary[nn.Module, Taps | None] = WeakKeyDictionary()  # None: this network goes record by record
-_PROVED: WeakSet[nn.Module] = WeakSet()  # both ways were seen to agree
 
 
 @dataclass(frozen=True)
@@ -44,15 +37,13 @@ def clipped_sum(
 ) -> dict[str, Tensor]:
     """Sum over patients of min(1, clip_norm / |g|) g, where g is the mean gradient of one patient's records.
 
-    Abadi et al. 2016, https://arxiv.org/abs/1607.00133, with the patient in place of the record. A patient whose gradient
-    is not finite counts as zero. An empty batch gives zeros.
-
-    A network of known layers, each used once, is differentiated in one pass over all records of a piece (`taps`). Any other
-    goes record by record (`torch.func`).
+    Abadi et al. 2016, https://arxiv.org/abs/1607.00133, with the patient in place of the record. Every record is
+    differentiated alone (`torch.func`), so no layer or loss can couple it to its neighbours. Lengths and sums are taken in
+    float64. A patient whose gradient is not finite counts as zero. An empty batch gives zeros.
 
     Args:
-        model: the network, as working memory: its parameters are overwritten.
-        loss: logits (records, classes), labels (records,) -> (records,), each value from its own record alone.
+        model: the network; its own parameters are not touched.
+        loss: logits (1, classes), labels (1,) -> (1,).
         weights: the trainable tensors to differentiate at.
         batch: any records; those of one patient stay together.
         clip_norm: bound on the joint L2 norm of one patient's gradient.
@@ -65,96 +56,15 @@ def clipped_sum(
         ValueError: a patient has more records than the bound.
     """
     total = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in weights.items()}
-    if model not in _TAPS:
-        _TAPS[model] = Taps.on(model)
-    size = _PIECE * (records_per_patient // _PIECE + 1)
-    for piece in _pieces(batch, size):
-        if _TAPS[model] is not None and model not in _PROVED:
-            _prove(model, loss, piece.records)
-        found = _in_one_pass(model, loss, weights, piece, clip_norm)
-        if found is None:
-            found = _record_by_record(model, loss, weights, piece, clip_norm)
-        for name, clipped in found.items():
-            total[name] += clipped
+    for piece in _pieces(batch, _PIECE * (records_per_patient // _PIECE + 1)):
+        mean = _mean_gradients(model, loss, weights, piece.records)
+        squares = torch.stack([g.flatten(1).double().square().sum(1) for g in mean.values()]).sum(0)
+        # a hair below the norm, so that rounding cannot step over it
+        factor = (clip_norm * (1 - 1e-6) / squares.sqrt()).clamp(max=1.0)
+        factor = torch.where(squares.isfinite() & piece.counts, factor, 0.0)
+        for name, g in mean.items():
+            total[name] += torch.tensordot(factor, g.double().nan_to_num(0.0, 0.0, 0.0), 1)
     return total
-
-
-def _in_one_pass(
-    model: nn.Module, loss: Loss, weights: Mapping[str, Tensor], piece: Piece, clip_norm: float
-) -> dict[str, Tensor] | None:
-    """The clipped sum of a piece by book-keeping; None where this network does not allow it."""
-    taps = _TAPS[model]
-    if taps is None:
-        return None
-    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for name, p in learning.items():
-        p.data, p.grad = weights[name], None
-    records = piece.records
-    groups = Groups(records.patient)
-    with taps.installed():
-        losses = loss(model(**records.fields), records.label)
-        torch.autograd.backward((losses * groups.share.to(losses.dtype)).sum())
-        if not taps.once_each() or any(p.grad is not None for p in learning.values()):
-            for p in learning.values():  # a layer used twice, or a weight used outside of its layer
-                p.grad = None
-            _TAPS[model] = None
-            return None
-        with torch.no_grad():
-            squares = taps.squares(groups)
-            finite = squares.isfinite()
-            if finite.all():
-                factor = torch.where(piece.counts, _factor(squares, clip_norm), 0.0).to(losses.dtype)
-                return {name: gradient.double() for name, gradient in taps.clipped(factor[groups.patient])}
-    if not finite[-1]:  # the blank records: with this model nobody's gradient is finite
-        return {}
-    # zero times infinity is no zero, so these patients' records are blanked, and the shape stays
-    return _in_one_pass(model, loss, weights, _blanked(piece, ~finite), clip_norm)
-
-
-def _record_by_record(
-    model: nn.Module, loss: Loss, weights: Mapping[str, Tensor], piece: Piece, clip_norm: float
-) -> dict[str, Tensor]:
-    mean = _mean_gradients(model, loss, weights, piece.records)
-    squares = torch.stack([g.flatten(1).double().square().sum(1) for g in mean.values()]).sum(0)
-    factor = torch.where(squares.isfinite() & piece.counts, _factor(squares, clip_norm), 0.0)
-    return {name: torch.tensordot(factor, g.double().nan_to_num(0.0, 0.0, 0.0), 1) for name, g in mean.items()}
-
-
-def _prove(model: nn.Module, loss: Loss, like: Records) -> None:
-    """Compare both ways on made-up records and weights; where they differ, this network goes the slower way for good.
-
-    They differ where a network or a loss lets records of a batch see each other. Nothing of a patient or of the
-    coordinator's model enters, so which way is taken tells nobody anything.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def made_up(t: Tensor) -> Tensor:
-        shape = (_PROOF_RECORDS, *t.shape[1:])
-        if t.is_floating_point():
-            return torch.randn(shape, generator=generator, dtype=t.dtype).to(t.device)
-        return torch.randint(2, shape, generator=generator, dtype=t.dtype).to(t.device)  # 0 and 1 are in any vocabulary
-
-    device = like.patient.device
-    patient = torch.arange(_PROOF_RECORDS, device=device) // 2
-    records = Records({name: made_up(t) for name, t in like.fields.items()}, made_up(like.label), patient)
-    piece = Piece(records, torch.ones(records.patients, dtype=torch.bool, device=device))
-    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    weights = {
-        name: (0.2 * torch.randn(p.shape, generator=generator, dtype=p.dtype)).to(p.device) for name, p in learning.items()
-    }
-    for norm in (0.1, _NO_CLIP):
-        fast = _in_one_pass(model, loss, weights, piece, norm)
-        slow = _record_by_record(model, loss, weights, piece, norm)
-        scale = max(float(s.abs().max()) for s in slow.values())
-        if not fast or any(bool((fast[name] - s).abs().max() > 1e-3 * scale) for name, s in slow.items()):
-            _TAPS[model] = None
-            return
-    _PROVED.add(model)
-
-
-def _factor(squares: Tensor, clip_norm: float) -> Tensor:
-    # a hair below the norm, so that rounding a sum of 64 patients in float32 does not step over it
-    return (clip_norm * (1 - 2e-5) / squares.sqrt()).clamp(max=1.0)
 
 
 def _mean_gradients(model: nn.Module, loss: Loss, weights: Mapping[str, Tensor], records: Records) -> dict[str, Tensor]:
@@ -198,13 +108,3 @@ def _filled(records: Records, size: int) -> Piece:
     label = torch.cat([records.label, records.label.new_zeros(missing)])
     patient = torch.cat([records.patient, torch.full((missing,), patients, device=device)])
     return Piece(Records(fields, label, patient), torch.arange(patients + 1, device=device) < patients)
-
-
-def _blanked(piece: Piece, gone: Tensor) -> Piece:
-    records = piece.records
-    blank = gone[records.patient]
-    fields = {
-        name: torch.where(blank.view(-1, *[1] * (t.dim() - 1)), torch.zeros((), dtype=t.dtype, device=t.device), t)
-        for name, t in records.fields.items()
-    }
-    return Piece(Records(fields, records.label, records.patient), piece.counts & ~gone)

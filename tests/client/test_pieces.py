@@ -1,0 +1,96 @@
+"""Whoever was drawn, gradients are computed in pieces of one shape, and no chosen model makes one patient show."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wardround.client.dp import clipping
+from wardround.client.dp.clipping import clipped_sum
+from wardround.common.tasks import TASKS, Records
+from wardround.common.weights import trainable
+
+
+class Net(nn.Module):
+    """`table` through layers in a row."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, table: Tensor) -> Tensor:
+        logits: Tensor = self.layers(table)
+        return logits
+
+
+def loss(logits: Tensor, label: Tensor) -> Tensor:
+    return F.cross_entropy(logits, label, reduction="none")
+
+
+def some(width: int, patient: list[int]) -> Records:
+    table = torch.randn(len(patient), width, generator=torch.Generator().manual_seed(7))
+    return Records({"table": table}, torch.arange(len(patient)) % 2, torch.tensor(patient))
+
+
+def moved(model: nn.Module, weights: dict[str, Tensor], fewer: Records, more: Records, clip_norm: float) -> float:
+    one, other = (clipped_sum(model, loss, weights, records, clip_norm=clip_norm) for records in (fewer, more))
+    return float(torch.stack([(one[name] - other[name]).square().sum() for name in one]).sum().sqrt())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 63, 64, 100])
+def test_every_piece_has_the_same_shape_whoever_was_drawn(count: int):
+    pieces = clipping._pieces(some(4, list(range(count))), 64)
+    assert {len(piece.records) for piece in pieces} == {64}
+    assert sum(int(piece.counts.sum()) for piece in pieces) == count
+    assert all(not piece.counts[-1] and piece.counts[:-1].all() for piece in pieces)
+
+
+@pytest.mark.parametrize(("fewer", "more"), [(3, 4), (62, 63), (63, 64), (66, 67)])
+def test_a_model_chosen_for_its_rounding_does_not_show_who_else_is_there(fewer: int, more: int):
+    """Huge weights in the null space of some patients leave only rounding; another patient must not change how it falls."""
+    records = some(24, list(range(70)))
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        net = Net(nn.Linear(24, 16), nn.Tanh(), nn.Linear(16, 2))
+        rows = torch.randn(16, 24, generator=generator, dtype=torch.float64)
+        known = records.fields["table"][:3].double()
+        rows -= rows @ torch.linalg.pinv(known) @ known
+        weights = {name: w.clone() for name, w in trainable(net).items()}
+        weights["layers.0.weight"] = (1e7 * rows).float()
+        few, many = (records.take(torch.arange(n)) for n in (fewer, more))
+        assert moved(net, weights, few, many, 0.5) <= 0.5 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e19, 3e19, 1e30, 1e38])
+@pytest.mark.parametrize("clip_norm", [1e-6, 1.0])
+def test_weights_at_the_ends_of_float32_do_not_make_one_patient_weigh_more(scale: float, clip_norm: float):
+    task = TASKS["heart-disease"]
+    model = task.model({"hidden": [16]}, seed=1)
+    records = some(24, list(range(65)))
+    for name in ("layers.0.weight", "layers.2.weight", "layers.2.bias"):
+        weights = {n: w.clone() for n, w in trainable(model).items()}
+        weights[name] = weights[name].sign() * scale
+        for count in (62, 63, 64):
+            few, many = (records.take(torch.arange(n)) for n in (count, count + 1))
+            assert moved(model, weights, few, many, clip_norm) <= clip_norm * (1 + 1e-6)
+
+
+def test_a_patient_whose_gradient_is_not_finite_counts_as_zero_and_spoils_nobody():
+    net, records = Net(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 2)), some(5, list(range(8)))
+    weights = {name: w.clone() for name, w in trainable(net).items()}
+    spoilt = records.fields["table"].clone()
+    spoilt[3] = torch.inf
+    found = clipped_sum(net, loss, weights, Records({"table": spoilt}, records.label, records.patient), clip_norm=0.5)
+    others = records.of_patients(torch.arange(8) != 3)
+    for name, expected in clipped_sum(net, loss, weights, others, clip_norm=0.5).items():
+        torch.testing.assert_close(found[name], expected)
+
+
+def test_more_records_of_a_patient_than_announced_are_refused():
+    net = Net(nn.Linear(5, 2))
+    weights = {name: w.clone() for name, w in trainable(net).items()}
+    with pytest.raises(ValueError, match="more than 63 records"):
+        clipped_sum(net, loss, weights, some(5, [0] * 64), clip_norm=0.5)
+    clipped_sum(net, loss, weights, some(5, [0] * 64), clip_norm=0.5, records_per_patient=64)

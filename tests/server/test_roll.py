@@ -1,0 +1,62 @@
+"""Who holds a site's seat, as connections come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from flwr.app import Message
+
+from tests.server.conftest import MeddledGrid
+from wardround.common.messages import Present
+from wardround.server import roll
+from wardround.server.roll import Roll, call_the_roll, with_newcomers
+from wardround.simulations.scenario import Scenario
+
+Small = Callable[..., Scenario]
+
+
+class Coming(MeddledGrid):
+    """Only `connected` is there; each number answers with the name in `names`, or not at all."""
+
+    def __init__(self, scenario: Scenario, names: dict[int, str]) -> None:
+        super().__init__(scenario)
+        self.study, self.names, self.connected, self.asked = scenario.study, names, set(names), 0
+
+    def get_node_ids(self) -> list[int]:
+        return sorted(self.connected)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        replies = []
+        for message in messages:
+            self.asked += 1
+            if name := self.names[message.metadata.dst_node_id]:
+                replies.append(Message(Present(name, self.study.digest, "", "").pack(), reply_to=message))
+        return replies
+
+
+def at(grid: Coming, known: Roll, connected: set[int]) -> Roll:
+    grid.connected = connected
+    return with_newcomers(grid, grid.study, "run", known)
+
+
+def test_a_seat_taken_while_its_site_was_away_comes_back_once_the_other_has_gone(small: Small):
+    grid = Coming(small(), {1: "va", 2: "cleveland", 9: "va"})
+    grid.connected = {1, 2}
+    known = call_the_roll(grid, grid.study, "run")
+    assert known.addresses == {"cleveland": 2, "va": 1}
+    known = at(grid, known, {2, 9})
+    assert known.addresses["va"] == 9
+    known = at(grid, known, {1, 2, 9})
+    assert known.addresses["va"] == 9  # whoever is connected keeps it
+    assert at(grid, known, {1, 2}).addresses["va"] == 1
+
+
+def test_who_never_answers_is_not_asked_for_ever(small: Small):
+    grid = Coming(small(), {1: "va", 2: "cleveland", 7: ""})
+    grid.connected = {1, 2}
+    known = call_the_roll(grid, grid.study, "run")
+    for _ in range(10):
+        known = at(grid, known, {1, 2, 7})
+    assert grid.asked == 2 + roll._MOST_SILENCE
+    grid.connected = {1, 2}
+    assert at(grid, known, {1, 2}).addresses == {"cleveland": 2, "va": 1}
