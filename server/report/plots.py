@@ -40,6 +40,7 @@ COLOURS = {
 _VARIABLES = {colour: f"var(--{name}, {colour})" for name, colour in COLOURS.items()}
 _LINES = [COLOURS[name] for name in ("federated", "line-4", "pooled", "local", "line-5", "ink")]
 _STYLES = ["-", "--", "-.", ":"]
+_GUESSING = {"auroc": 0.5}  # where a bar may start: a bar from 0 would hide what matters, one from elsewhere would lie
 _WHO = {"local": ("one hospital alone", "s"), "federated": ("federated", "o"), "pooled": ("pooled records", "D")}
 
 _SETTINGS: dict[Any, Any] = {  # Any, because matplotlib lists every key in a type of its own
@@ -176,16 +177,20 @@ def _on_everybody(axes: Axes, used: dict[str, Any], report: Report, sites: list[
             if who == "federated" and figure.low is not None and figure.high is not None:
                 axes.axvspan(figure.low, figure.high, color=COLOURS[who], alpha=0.13, lw=0)
     for row, site in enumerate(sites):
-        _dot(axes, used, "local", results.local.get(site, {}).get(name), row)
+        _bar(axes, used, "local", results.local.get(site, {}).get(name), row, _GUESSING.get(name))
 
 
 def _on_their_own(axes: Axes, used: dict[str, Any], report: Report, sites: list[str]) -> None:
+    name = report.headline
     for row, site in enumerate(sites):
         at = report.results.by_site.get(site)
         if at is not None:
-            _dot(axes, used, "local", at.local.get(report.headline), row - 0.22)
-            _dot(axes, used, "federated", at.federated.get(report.headline), row)
-            _dot(axes, used, "pooled", at.pooled.get(report.headline), row + 0.22)
+            for who, figures, y in (
+                ("local", at.local, row - 0.24),
+                ("federated", at.federated, row),
+                ("pooled", at.pooled, row + 0.24),
+            ):
+                _bar(axes, used, who, figures.get(name), y, _GUESSING.get(name))
 
 
 def largest(report: Report) -> list[str]:
@@ -200,9 +205,12 @@ def printable(name: str, most: int = 28) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def _dot(axes: Axes, used: dict[str, Any], who: str, figure: Figure | None, y: float) -> None:
+def _bar(axes: Axes, used: dict[str, Any], who: str, figure: Figure | None, y: float, start: float | None) -> None:
+    """A value with its interval; a bar up to it where there is an honest place for it to start."""
     if figure is None or figure.value is None:
         return
+    if start is not None:
+        axes.barh(y, figure.value - start, left=start, height=0.2, color=COLOURS[who], alpha=0.28, lw=0)
     if figure.low is not None and figure.high is not None:
         axes.hlines(y, figure.low, figure.high, color=COLOURS[who], lw=1.4)  # the value may lie outside a bootstrap interval
     (used[who],) = axes.plot([figure.value], [y], _WHO[who][1], color=COLOURS[who], ms=4.5, ls="")
