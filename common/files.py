@@ -13,7 +13,7 @@ def write_atomically(path: Path, *parts: bytes) -> None:
     Raises:
         OSError: the disk is full or read-only; what stood at `path` is untouched.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft = path.with_name(f".{path.name}.draft")  # always the same, so that one left by a crash is written over
     try:
         with draft.open("wb") as file:
             file.writelines(parts)

@@ -30,14 +30,15 @@ class Roll:
         addresses: site -> Flower's number for it, in the plan's order.
         refused: site -> why it does not take part.
         ledger_heads: site -> the newest entry of its ledger, as the site says.
-        settled: Flower's numbers of all who need not be asked again: present, refusing, or of another study.
+        settled: Flower's numbers of all who need not be asked again: present, refusing, of another study, or ever silent.
+        silent: Flower's number -> how often it left the question unanswered.
     """
 
     addresses: dict[str, int]
     refused: dict[str, str]
     ledger_heads: dict[str, str]
     settled: frozenset[int]
-    silent: Mapping[int, int] = field(default_factory=dict)  # Flower's number -> times it did not answer
+    silent: Mapping[int, int] = field(default_factory=dict)
 
     def too_few(self, study: SignedText) -> str:
         """Why the study cannot begin."""

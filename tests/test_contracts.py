@@ -9,6 +9,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from wardround.client.dp import SeededCoins, clipped_sum, draw, refuse_coupled
+from wardround.common.errors import ConfigError
 from wardround.common.plan import SignedText, StudyPlan
 from wardround.common.tasks import TASKS, ArraySchema, Records, Task, scores
 from wardround.common.weights import Shapes, pack, trainable, unpack
@@ -39,6 +40,15 @@ def test_forward_takes_the_fields_and_gives_one_row_of_logits_per_record(task: T
     logits = task.model({}, seed=0)(**records.fields)
     assert logits.shape == (6, 2)
     assert task.loss(logits, records.label).shape == (6,)
+
+
+def test_a_plan_cannot_choose_what_follows_from_the_data(task: Task):
+    with pytest.raises(ConfigError, match="classes: follows from the task's data"):
+        task.model({"classes": 5}, seed=0)
+
+
+def test_a_size_is_counted_as_it_would_be_built(task: Task):
+    assert task.size({}) == Shapes.like(trainable(task.model({}, seed=0))).count
 
 
 def test_the_first_model_follows_from_the_seed_alone(task: Task):

@@ -122,6 +122,7 @@ def test_paths_start_at_the_site_files_own_folder(tmp_path: Path, monkeypatch: p
     ('site = "here"\n[data.hearts]\npath = "x"\n', r"data\.hearts\.loader: is missing"),
     ('site = "here"\n[data.hearts]\nloader = "table"\n', r"data\.hearts\.path: is missing"),
     ('site = "here"\n[data.hearts]\nloader = "table"\npath = "x"\nholdout = 1.0\n', r"data\.hearts\.holdout: .*less than 1"),
+    ('site = "here"\n[data.hearts]\nloader = "table"\npath = "x"\ndeclared_patients = 133\n', "patients: 133 tells more"),
     ('site = "here"\n[compute]\ndevice = "tpu"\n', r"compute\.device: .*pattern"),
     ('site = "here\n', r"is not valid TOML"),
 ])  # fmt: skip

@@ -60,6 +60,18 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "more sites than there are": ({"min_sites": 4}, "min_sites: 4 sites are wanted in a round, but the plan names 3"),
     "no sites": ({"sites": {}, "min_sites": 1}, "sites: dictionary should have at least 1 item"),
     "a site of nobody": ({"sites": {"a": 200, "b": 0, "c": 130}}, r"sites\.b: .* greater than or equal to 1"),
+    "a clip norm that float32 cannot hold": (
+        {"privacy": PRIVATE | {"clip_norm": 1e-30}},
+        r"privacy\.clip_norm: .* greater than or equal to 0\.000001",
+    ),
+    "trim of a mean": ({"trim": 0.2}, "trim: does nothing with combine = 'mean'"),
+    "weights of a median": ({"combine": "median", "weighting": "equal"}, "weighting: does nothing with combine = 'median'"),
+    "momentum of sgd": ({"step": {"momentum": 0.5}}, r"step\.momentum: does nothing with rule = 'sgd'"),
+    "second momentum of momentum": (
+        {"step": {"rule": "momentum", "second_momentum": 0.5}},
+        r"step\.second_momentum: does nothing with rule = 'momentum'",
+    ),
+    "a hundred layers": ({"model": {"hidden": [1] * 100}}, "model.hidden"),
     "an exact number of patients": ({"sites": {"a": 203, "b": 82, "c": 130}}, r"sites\.a: 203 tells more .* \(such as 200\)"),
     "a secure sum": ({"secure_sum": True}, "secure_sum: this release of wardround has no secure sum"),
     "a median of a secure sum": ({"secure_sum": True, "combine": "median"}, "combine: 'median' needs every site's own update"),

@@ -110,7 +110,7 @@ def test_a_well_sealed_file_of_another_kind_is_refused(tmp_path: Path, body: byt
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path: Path):
     at(1).save(tmp_path)
-    for name in (".round-000009.safetensors.7.draft", "round-9.safetensors", "notes.txt"):
+    for name in (".round-000009.safetensors.draft", "round-9.safetensors", "notes.txt"):
         (tmp_path / name).write_bytes(b"half")
     found = Progress.latest(tmp_path, study=STUDY)
     assert found is not None
