@@ -368,7 +368,7 @@ def _owned_by_us_alone(path: Path) -> None:
 def _speaking_plainly() -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # SQLite's complaint may quote what it could not read
         raise LedgerBroken("the ledger cannot be read or written", detail=str(error)) from None
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from dp_accounting import dp_event, pld
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wardround.client.ledger import Cohort, Moment, PrivacyLedger
@@ -605,6 +605,7 @@ def everything(file: Path) -> tuple[object, ...]:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(place=st.floats(0, 1, exclude_max=True), bits=st.integers(1, 255))
+@example(place=0.078125, bits=128)  # in the schema's own text
 def test_a_flipped_byte_anywhere_is_harmless_or_refused(history: Path, place: float, bits: int):
     content = bytearray(history.read_bytes())
     content[int(place * len(content))] ^= bits
