@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +11,51 @@ import tomli_w
 from wardround.common.plan import two_digits
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data" / "pneumonia_mnist_balanced" / "pneumoniamnist.npz"
+SEED = 7  # of the first model and of batches without privacy
 _RECORDS = 2428  # as many as the real training images
+_LIFETIME = 1.5  # what a site allows over all studies, times epsilon: its ledger counts by a looser accountant
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """The [privacy] section of a study in which every record is a patient."""
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    sampling_rate: float
+    clip_norm: float = 1.0
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One study without privacy."""
+    """One study: without privacy in batches of `batch_size`, else with batches drawn by the sampling rate."""
 
     name: str
     task: str
     sites: int
     rounds: int
     steps: int
-    batch_size: int
     learning_rate: float
+    batch_size: int = 0
+    privacy: Privacy | None = None
 
     @property
     def title(self) -> str:
         """What is trained, in one line."""
-        return f"{self.task}, {self.sites} sites x {self.steps} steps x batch {self.batch_size}, {self.rounds} rounds"
+        private = self.privacy
+        batch = f"drawn at {private.sampling_rate:g}, noise {private.noise_multiplier:g}" if private else f"{self.batch_size}"
+        return f"{self.task}, {self.sites} sites x {self.steps} steps x batch {batch}, {self.rounds} rounds"
+
+    def plan(self, declared: dict[str, int]) -> str:
+        """The study file for sites with so many declared patients."""
+        local = {"steps": self.steps, "learning_rate": self.learning_rate}
+        plan = {"name": self.name.lower(), "task": self.task, "rounds": self.rounds, "seed": SEED, "sites": declared}
+        if self.privacy is None:
+            plan["local"] = {**local, "batch_size": self.batch_size}
+        else:
+            plan |= {"local": local, "privacy": {**asdict(self.privacy), "records_per_patient": 1}}
+        return tomli_w.dumps(plan)
 
 
 WORKLOADS = {
@@ -37,6 +63,15 @@ WORKLOADS = {
     for work in (
         Workload("W1", "chest-film", sites=10, rounds=20, steps=5, batch_size=32, learning_rate=0.05),
         Workload("W2", "chest-film", sites=100, rounds=10, steps=1, batch_size=24, learning_rate=0.15),
+        Workload(
+            "W3",
+            "chest-film",
+            sites=10,
+            rounds=20,
+            steps=5,
+            learning_rate=0.25,
+            privacy=Privacy(epsilon=7.6, delta=1e-4, noise_multiplier=1.0, sampling_rate=1 / 8),
+        ),
         Workload("W4", "chest-film-resnet", sites=10, rounds=5, steps=1, batch_size=2, learning_rate=3e-4),
     )
 }
@@ -52,6 +87,14 @@ def images() -> tuple[np.ndarray, np.ndarray, str]:
     return image, random.integers(0, 2, _RECORDS), "random images (the real ones are not at hand)"
 
 
+def test_images() -> tuple[np.ndarray, np.ndarray] | None:
+    """The real test images and labels, as `images`; None where they are not at hand."""
+    if not REAL.is_file():
+        return None
+    with np.load(REAL) as archive:
+        return archive["test_images"][:, None], archive["test_labels"].reshape(-1)
+
+
 def prepare(work: Workload, folder: Path) -> str:
     """Write the run folder of `work`; returns where the images are from."""
     image, label, origin = images()
@@ -65,18 +108,17 @@ def prepare(work: Workload, folder: Path) -> str:
         source = {"loader": "arrays", "path": "records.npz", "declared_patients": declared[name]}
         site = {
             "site": name,
-            "allow": {"tasks": [work.task], "without_privacy": True, "min_sites": 2, "min_patients": 1},
+            "allow": {"tasks": [work.task], "min_sites": 2, "min_patients": 1, **_allowed(work)},
             "data": {work.task: source},
             "compute": {"device": "cpu"},
         }
         (home / "site.toml").write_text(tomli_w.dumps(site))
-    plan = {
-        "name": work.name.lower(),
-        "task": work.task,
-        "rounds": work.rounds,
-        "seed": 7,
-        "sites": declared,
-        "local": {"steps": work.steps, "batch_size": work.batch_size, "learning_rate": work.learning_rate},
-    }
-    (folder / "plan.toml").write_text(tomli_w.dumps(plan))
+    (folder / "plan.toml").write_text(work.plan(declared))
     return origin
+
+
+def _allowed(work: Workload) -> dict[str, bool | float]:
+    if work.privacy is None:
+        return {"without_privacy": True}
+    epsilon = work.privacy.epsilon
+    return {"epsilon_per_study": epsilon, "epsilon_lifetime": _LIFETIME * epsilon, "delta": work.privacy.delta}

@@ -12,7 +12,7 @@ from pathlib import Path
 import safetensors.torch
 
 from wardround.client.data import open_records
-from wardround.client.dp import Coins, OsCoins, refuse_coupled
+from wardround.client.dp import Coins, OsCoins, preflight, refuse_coupled
 from wardround.client.ledger import Cohort, Moment, PrivacyLedger
 from wardround.client.policy import DataSource, SiteConfig
 from wardround.client.training.supervised import batches, plain_update, private_update, working_model, working_shapes
@@ -113,7 +113,11 @@ class Hospital:
         if (size := task.size(plan.model)) > self.config.allow.parameters:
             most = self.config.allow.parameters
             raise PlanRefused(f"{site} does not take part: a model of {size:,} numbers is larger than the {most:,} allowed")
-        refuse_coupled(working_model(task, plan.model, self._device))
+        model = working_model(task, plan.model, self._device)
+        if plan.privacy is None:
+            refuse_coupled(model)
+        else:  # on nobody's records, so that nothing of it can happen after a ledger entry
+            preflight(model, task.loss, task.blank(1).to(self._device))
         self._admitted.add(study.digest)
 
     def _train_privately(self, study: SignedText, order: OrderFacts, weights: Weights) -> tuple[UpdateFacts, Weights]:

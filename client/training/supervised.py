@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wardround.client.dp import Coins, clipped_sum, draw
+from wardround.client.dp import Coins, add_noise, clipped_sum, draw
 from wardround.common.plan import LocalPlan, PrivacyPlan
 from wardround.common.tasks import TASKS, Records, Task
 from wardround.common.weights import Shapes, Weights, trainable
@@ -52,11 +52,15 @@ def private_update(
         )  # fmt: skip
         moved = {}
         for name, clipped in total.items():
-            noise = coins.normal(clipped.numel()).view(clipped.shape).to(clipped.device)
-            # float64 until here: the noise is in the sum before the one rounding that is seen outside
-            gradient = ((clipped + noise_multiplier * privacy.clip_norm * noise) / expected).float()
-            gradient += local.proximal * (current[name] - weights[name]) + local.weight_decay * current[name]
-            moved[name] = current[name] - local.learning_rate * gradient
+            noised = add_noise(clipped, deviation=noise_multiplier * privacy.clip_norm, coins=coins)
+            change = noised.mul_(-local.learning_rate / expected)
+            if local.proximal:
+                change.sub_(current[name] - weights[name], alpha=local.learning_rate * local.proximal)
+            if local.weight_decay:
+                change.sub_(current[name], alpha=local.learning_rate * local.weight_decay)
+            moved[name] = current[name] + change if local.steps > 1 else change
+        if local.steps == 1:
+            return moved
         current = moved
     return {name: current[name] - weights[name] for name in weights}
 

@@ -146,6 +146,11 @@ class TableSchema:
         """The file's columns in order, the label last."""
         return [*dict.fromkeys(column.column for column in self.columns), self.label]
 
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of one record's entry for each field, as in `ArraySchema`."""
+        return {"table": (self.width,)}
+
     def encode(self, raw: Mapping[str, NDArray[np.float64]], patient: Sequence[str]) -> Records:
         """Raw numbers by column (NaN for absent) and a patient id per record -> `Records` with one field `table`."""
         table = np.concatenate([column.encode(raw[column.column]) for column in self.columns], axis=1)
@@ -227,6 +232,11 @@ class Task:
         """How many numbers learn in the network of these options, counted without taking their memory."""
         with torch.device("meta"):
             return sum(p.numel() for p in self.build(options).parameters() if p.requires_grad)
+
+    def blank(self, count: int) -> Records:
+        """`count` records of nobody: all zeros, in the shapes and dtypes of real ones, each a patient of its own."""
+        fields = {name: torch.zeros(count, *shape, dtype=torch.float32) for name, shape in self.schema.shapes.items()}
+        return Records(fields, torch.zeros(count, dtype=torch.int64), torch.arange(count))
 
     def model(self, options: Mapping[str, Any], seed: int) -> nn.Module:
         """A network whose first weights follow from `seed` alone; the global generator is left as it was."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wardround.client.dp import clipping
-from wardround.client.dp.clipping import clipped_sum
+from wardround.client.dp import clipped_sum
+from wardround.client.dp.engine import engine_of
+from wardround.client.dp.pieces import pieces
 from wardround.common.tasks import TASKS, Records
 from wardround.common.weights import trainable
 
@@ -39,15 +42,50 @@ def moved(model: nn.Module, weights: dict[str, Tensor], fewer: Records, more: Re
     return float(torch.stack([(one[name] - other[name]).square().sum() for name in one]).sum().sqrt())
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 63, 64, 100])
-def test_every_piece_has_the_same_shape_whoever_was_drawn(count: int):
-    pieces = clipping._pieces(some(4, list(range(count))), 64)
-    assert {len(piece.records) for piece in pieces} == {64}
-    assert sum(int(piece.counts.sum()) for piece in pieces) == count
-    assert all(not piece.counts[-1] and piece.counts[:-1].all() for piece in pieces)
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 31, 32, 33, 64, 100])
+def test_a_piece_has_a_public_size_and_its_blank_records_count_for_nothing(count: int):
+    cut = list(pieces(some(4, list(range(count))), (16, 20, 32), at_most=1))
+    assert {len(piece.records) for piece in cut} <= {16, 20, 32}
+    assert [len(piece.records) for piece in cut[:-1]] == [32] * (len(cut) - 1)
+    assert sum(int(piece.counts.sum()) for piece in cut) == count
+    for piece in cut:
+        blank = ~piece.counts[piece.records.patient]
+        assert not piece.records.fields["table"][blank].any()
+        assert piece.counts.tolist() == sorted(piece.counts.tolist(), reverse=True)
 
 
-@pytest.mark.parametrize(("fewer", "more"), [(3, 4), (62, 63), (63, 64), (66, 67)])
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(0, 9))
+def test_pieces_hold_every_record_once_and_no_patient_is_cut(sizes: list[int], seed: int):
+    patient = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    patient = patient[torch.randperm(len(patient), generator=torch.Generator().manual_seed(seed))]
+    table = torch.stack([patient.float(), torch.arange(len(patient)).float()], 1)
+    batch = Records({"table": table}, torch.zeros(len(patient), dtype=torch.int64), patient)
+    met: list[tuple[int, list[int]]] = []
+    for piece in pieces(batch, (9, 12), at_most=9):
+        for number in range(piece.records.patients):
+            rows = piece.records.fields["table"][piece.records.patient == number]
+            if piece.counts[number]:
+                assert len(set(rows[:, 0].tolist())) == 1
+                met.append((int(rows[0, 0]), sorted(rows[:, 1].long().tolist())))
+    assert sorted(met) == [(p, torch.nonzero(patient == p).flatten().tolist()) for p in range(len(sizes))]
+
+
+@pytest.mark.parametrize("task", ["heart-disease", "chest-film"])
+def test_a_records_numbers_are_the_same_bits_in_every_size(task: str):
+    model = TASKS[task].model({}, seed=1)
+    like = some(24, [0]) if task == "heart-disease" else Records({"image": torch.zeros(1, 1, 28, 28)}, *_one())
+    engine = engine_of(model, loss, like)
+    assert engine.in_one_pass
+    assert engine.sizes[0] >= 16, "small batches take other kernels"
+    assert engine.sizes == tuple(sorted(engine.sizes))
+
+
+def _one() -> tuple[Tensor, Tensor]:
+    return torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(("fewer", "more"), [(3, 4), (15, 16), (16, 17), (31, 32), (32, 33), (66, 67)])
 def test_a_model_chosen_for_its_rounding_does_not_show_who_else_is_there(fewer: int, more: int):
     """Huge weights in the null space of some patients leave only rounding; another patient must not change how it falls."""
     records = some(24, list(range(70)))
@@ -72,7 +110,7 @@ def test_weights_at_the_ends_of_float32_do_not_make_one_patient_weigh_more(scale
     for name in ("layers.0.weight", "layers.2.weight", "layers.2.bias"):
         weights = {n: w.clone() for n, w in trainable(model).items()}
         weights[name] = weights[name].sign() * scale
-        for count in (62, 63, 64):
+        for count in (15, 19, 31, 32, 64):
             few, many = (records.take(torch.arange(n)) for n in (count, count + 1))
             assert moved(model, weights, few, many, clip_norm) <= clip_norm * (1 + 1e-6)
 
@@ -91,6 +129,7 @@ def test_a_patient_whose_gradient_is_not_finite_counts_as_zero_and_spoils_nobody
 def test_more_records_of_a_patient_than_announced_are_refused():
     net = Net(nn.Linear(5, 2))
     weights = {name: w.clone() for name, w in trainable(net).items()}
-    with pytest.raises(ValueError, match="more than 63 records"):
-        clipped_sum(net, loss, weights, some(5, [0] * 64), clip_norm=0.5)
+    for bound in (1, 63):
+        with pytest.raises(ValueError, match=f"more than {bound} records"):
+            clipped_sum(net, loss, weights, some(5, [0] * 64), clip_norm=0.5, records_per_patient=bound)
     clipped_sum(net, loss, weights, some(5, [0] * 64), clip_norm=0.5, records_per_patient=64)

@@ -1,0 +1,59 @@
+"""A batch in pieces whose shapes are public.
+
+The shape of a piece decides which kernels round how, and a model chosen for it could turn the last bit of one patient's
+gradient into another patient's presence. So a piece has one of a few sizes for which it was proved, on made-up records, that
+a record's numbers are the same bits in all of them, and is filled up with blank records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wardround.common.tasks import Records
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Whole patients, numbered 0, 1, ..., then blank records, each a patient of its own that counts for nothing."""
+
+    records: Records
+    counts: Tensor  # (patients,) bool: False for the blank ones
+
+
+def pieces(batch: Records, sizes: Sequence[int], *, at_most: int) -> Iterator[Piece]:
+    """`batch` grouped by patient in pieces of `sizes` records (ascending); a patient cut in two would be clipped twice.
+
+    Raises:
+        ValueError: a patient has more than `at_most` records, which are no more than the largest piece.
+    """
+    if not len(batch):
+        return
+    batch = batch.take(torch.argsort(batch.patient, stable=True))
+    each = torch.unique_consecutive(batch.patient, return_counts=True)[1]
+    if int(each.max()) > at_most:
+        raise ValueError(f"a patient has more than {at_most} records in one batch")
+    ends = each.cumsum(0)
+    start = 0
+    while start < len(batch):
+        fitting = ends[(ends > start) & (ends <= start + sizes[-1])]
+        stop = int(fitting[-1])
+        whole = start == 0 and stop == len(batch)
+        part = batch if whole else batch.take(torch.arange(start, stop, device=batch.patient.device))
+        yield filled(part, next(size for size in sizes if size >= len(part)))
+        start = stop
+
+
+def filled(records: Records, size: int) -> Piece:
+    """`records` and as many blank ones as make `size`."""
+    missing, patients, device = size - len(records), records.patients, records.patient.device
+    counts = torch.arange(patients + missing, device=device) < patients
+    if not missing:
+        return Piece(records, counts)
+    fields = {name: torch.cat([t, t.new_zeros(missing, *t.shape[1:])]) for name, t in records.fields.items()}
+    label = torch.cat([records.label, records.label.new_zeros(missing, *records.label.shape[1:])])
+    patient = torch.cat([records.patient, torch.arange(patients, patients + missing, device=device)])
+    return Piece(Records(fields, label, patient), counts)

@@ -1,0 +1,99 @@
+"""Linear layers and embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wardround.client.dp.taps.base import Tap
+from wardround.client.dp.taps.kept import Gradients, Groups, Kept, outer
+
+
+class LinearTap(Tap):
+    """y_t = W x_t + b at each moment t: gradients are sums over time of outer products."""
+
+    layer: nn.Linear
+
+    def act(self, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Tap`."""
+        return F.linear(x, *weights), ()
+
+    def keep(self, x: Tensor, g: Tensor, again: Sequence[Tensor], groups: Groups) -> Kept:
+        """See `Tap`."""
+        x, g = (t.reshape(len(t), -1, t.shape[-1]) for t in (x, g))
+        return outer(x, g, groups, weight=self.name("weight"), bias=self.name("bias"))
+
+    def pull_back(self, x: Tensor, g: Tensor, weights: Sequence[Tensor], again: Sequence[Tensor]) -> Tensor:
+        """See `Tap`."""
+        return g @ weights[0]
+
+
+class EmbeddingTap(Tap):
+    """Rows of a table, looked up: a row's gradient is the sum over the moments that read it."""
+
+    layer: nn.Embedding
+
+    @classmethod
+    def takes(cls, layer: nn.Module) -> bool:
+        """See `Tap`: not where reading changes the table, or where the batch decides a row's weight."""
+        assert isinstance(layer, nn.Embedding)
+        return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """See `Tap`."""
+        return (self.layer.weight.detach(),)
+
+    def act(self, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Tap`."""
+        return F.embedding(x, weights[0]), ()
+
+    def keep(self, x: Tensor, g: Tensor, again: Sequence[Tensor], groups: Groups) -> Kept:
+        """See `Tap`."""
+        g = groups.shares(g.reshape(len(x), -1, g.shape[-1]))
+        index = x.reshape(len(x), -1)
+        if self.layer.padding_idx is not None:
+            g = g * (index != self.layer.padding_idx)[..., None]
+        return Rows(groups.side_by_side(index), groups.side_by_side(g), self.layer.num_embeddings)
+
+
+class Rows:
+    """Each patient's gradient of a table, built for the rows it has read and no others."""
+
+    def __init__(self, index: Tensor, g: Tensor, table_rows: int) -> None:
+        """Of index (patients, time) and g (patients, time, width), zero where nothing was read."""
+        order = index.argsort(dim=1, stable=True)
+        read = index.gather(1, order)
+        first = torch.ones_like(read, dtype=torch.bool)
+        first[:, 1:] = read[:, 1:] != read[:, :-1]
+        place = first.cumsum(1) - 1  # equal rows come together
+        patients, time, width = g.shape
+        flat = (place + time * torch.arange(patients, device=g.device)[:, None]).flatten()
+        sorted_g = g.gather(1, order[..., None].expand_as(g)).flatten(0, 1)
+        self._gradient = torch.zeros_like(sorted_g).index_add_(0, flat, sorted_g).view(patients, time, width)
+        self._row = torch.zeros_like(read).view(-1).scatter_(0, flat, read.flatten()).view(patients, time)
+        self._table_rows = table_rows
+
+    def squares(self) -> Tensor:
+        """See `Kept`."""
+        g = self._gradient.flatten(1)
+        squares: Tensor = torch.linalg.vecdot(g, g)
+        return squares.double()
+
+    def blank(self, unusable: Tensor) -> None:
+        """See `Kept`."""
+        self._gradient[unusable] = 0
+
+    def clipped(self, factor: Tensor) -> Gradients:
+        """See `Kept`."""
+        g = self._gradient * factor.to(self._gradient.dtype)[:, None, None]
+        table = g.new_zeros(self._table_rows, g.shape[2])
+        return {"weight": table.index_add_(0, self._row.flatten(), g.flatten(0, 1))}
+
+    @property
+    def nbytes(self) -> int:
+        """See `Kept`."""
+        return self._gradient.nbytes + self._row.nbytes
