@@ -152,9 +152,9 @@ class Hospital:
             declared_patients=plan.sites[self.config.site],
             coins=self._coins_for(self.config.site, order.round),
         )
-        sealed = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in update.items()})
-        ledger.answer(moment, reply=sealed)
-        return self._facts_of(order), safetensors.torch.load(sealed)
+        update = {name: tensor.detach().cpu().contiguous() for name, tensor in update.items()}
+        ledger.answer(moment, reply=safetensors.torch.save(update))
+        return self._facts_of(order), update
 
     def _learn_plainly(self, plan: StudyPlan, order: OrderFacts, weights: Weights) -> Weights:
         task = look_up("task", plan.task, TASKS)

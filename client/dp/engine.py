@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from wardround.client.dp import proof
 from wardround.client.dp.alone import mean_gradients, squared_length
 from wardround.client.dp.pieces import Piece, pieces
+from wardround.client.dp.sizes import Sizes
 from wardround.client.dp.taps import Groups, Taps, Untappable
 from wardround.common.tasks import Records
 from wardround.common.tasks.base import Loss
@@ -53,7 +54,7 @@ def sum_clipped(taps: Taps, squares: Tensor, factor: Tensor) -> Sums:
 class Engine:
     """The way of one network, loss and shape of records."""
 
-    def __init__(self, model: nn.Module, loss: Loss, taps: Taps | None, sizes: tuple[int, ...]) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, taps: Taps | None, sizes: Sizes) -> None:
         self._model, self._loss, self._taps = model, loss, taps
         self._sizes = sizes
 
@@ -65,8 +66,8 @@ class Engine:
             proof.exact(model, loss, like)
         except Untappable as why:
             _log.info("gradients are taken record by record: %s", why)
-            return cls(model, loss, None, (1,))
-        return cls(model, loss, taps, proof.sizes(model, loss, like))
+            return cls(model, loss, None, Sizes((1,)))
+        return cls(model, loss, taps, Sizes.of(model, loss, like))
 
     @property
     def in_one_pass(self) -> bool:
@@ -74,8 +75,8 @@ class Engine:
         return self._taps is not None
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """How many records are computed at once, ascending; all give the same bits."""
+    def sizes(self) -> Sizes:
+        """How many records are computed at once."""
         return self._sizes
 
     def clipped_sum(
@@ -89,16 +90,16 @@ class Engine:
                 return self._together(self._taps, weights, batch, clip_norm, records_per_patient)
             except torch.OutOfMemoryError:
                 # the shape decides how much memory is wanted, nobody's values; what was summed so far is thrown away
-                if self._sizes[0] == 1:
+                if self._sizes.largest == 1:
                     raise
-                self._sizes = (max(1, self._sizes[-1] // 2),)
-                _log.info("not enough memory on the device; now %d records at once", self._sizes[-1])
+                self._sizes = Sizes((self._sizes.largest // 2,))
+                _log.info("not enough memory on the device; now %d records at once", self._sizes.largest)
 
     def _together(
         self, taps: Taps, weights: Mapping[str, Tensor], batch: Records, clip_norm: float, records_per_patient: int | None
     ) -> Sums:
-        at_most = records_per_patient or self._sizes[-1]
-        sizes = self._sizes if at_most <= self._sizes[-1] else (at_most,)
+        at_most = records_per_patient or self._sizes.largest
+        sizes = self._sizes if at_most <= self._sizes.largest else Sizes((at_most,))
         wide = batch.patients > _MANY
         total: Sums = {}
         for piece in pieces(batch, sizes, at_most=at_most):

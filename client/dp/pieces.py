@@ -1,18 +1,19 @@
 """A batch in pieces whose shapes are public.
 
 The shape of a piece decides which kernels round how, and a model chosen for it could turn the last bit of one patient's
-gradient into another patient's presence. So a piece has one of a few sizes for which it was proved, on made-up records, that
-a record's numbers are the same bits in all of them, and is filled up with blank records.
+gradient into another patient's presence. So a piece has one of a few `sizes`, in which a record's numbers are the same bits,
+and is filled up with blank records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from wardround.client.dp.sizes import Sizes
 from wardround.common.tasks import Records
 
 
@@ -24,8 +25,8 @@ class Piece:
     counts: Tensor  # (patients,) bool: False for the blank ones
 
 
-def pieces(batch: Records, sizes: Sequence[int], *, at_most: int) -> Iterator[Piece]:
-    """`batch` grouped by patient in pieces of `sizes` records (ascending); a patient cut in two would be clipped twice.
+def pieces(batch: Records, sizes: Sizes, *, at_most: int) -> Iterator[Piece]:
+    """`batch` grouped by patient in pieces of `sizes`; a patient cut in two would be clipped twice.
 
     Raises:
         ValueError: a patient has more than `at_most` records, which are no more than the largest piece.
@@ -39,11 +40,11 @@ def pieces(batch: Records, sizes: Sequence[int], *, at_most: int) -> Iterator[Pi
     ends = each.cumsum(0)
     start = 0
     while start < len(batch):
-        fitting = ends[(ends > start) & (ends <= start + sizes[-1])]
+        fitting = ends[(ends > start) & (ends <= start + sizes.largest)]
         stop = int(fitting[-1])
         whole = start == 0 and stop == len(batch)
         part = batch if whole else batch.take(torch.arange(start, stop, device=batch.patient.device))
-        yield filled(part, next(size for size in sizes if size >= len(part)))
+        yield filled(part, sizes.fit(len(part)))
         start = stop
 
 

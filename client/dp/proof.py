@@ -1,9 +1,8 @@
-"""Proofs on made-up records and weights: that one pass is exact, which sizes give the same bits, how much memory is wanted."""
+"""The proof, on made-up records and weights, that one pass gives what plain autograd gives record by record."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +12,8 @@ from wardround.client.dp.taps import Groups, Taps, Untappable
 from wardround.common.tasks import Records
 from wardround.common.tasks.base import Loss
 
+_PARTS = (1.0, 0.7, 0.4)  # what each made-up patient's gradient is multiplied by in the sum that is compared
 _AGREE = 1e-8  # relative; float64 agrees to 1e-12, a mistake does not agree at all
-_MEMORY = 512 * 2**20  # bytes that one piece may take on a CPU
-_MEMORY_CUDA = 0.5  # part of the device's free memory
-_MOST, _MOST_CUDA = 64, 256  # records at once; more is not faster
-_LEAST = 16  # below this, matrix kernels commonly change
-_LIGHT, _HEAVY = 2**20, 8 * 2**20  # bytes a record up to which proving sizes 4 or 16 apart costs less than blank records do
 
 
 def made_up(like: Records, patient: Tensor) -> Records:
@@ -87,92 +82,20 @@ def exact(model: nn.Module, loss: Loss, like: Records) -> None:
                 raise Untappable(f"the loss gives {list(losses.shape)} values for {len(records)} records")
             torch.autograd.backward(losses.sum())
             squares = taps.squares()
-            found = [dict(taps.clipped(torch.eye(groups.patients, dtype=torch.float64)[i])) for i in range(groups.patients)]
+            found = dict(taps.clipped(torch.tensor(_PARTS, dtype=torch.float64)))
     except (RuntimeError, ValueError, IndexError) as error:
         raise error if isinstance(error, Untappable) else Untappable(str(error)) from error
-    for number, mean in enumerate(expected):
-        length = float(squared_length(mean).sqrt())
-        if not abs(float(squares[number].sqrt()) - length) <= _AGREE * length + 1e-12:
+    lengths = [float(squared_length(mean).sqrt()) for mean in expected]
+    for length, square in zip(lengths, squares.tolist(), strict=True):
+        if not abs(square**0.5 - length) <= _AGREE * length + 1e-12:
             raise Untappable("a patient's gradient has another length than record by record")
-        for name, g in mean.items():
-            if name not in found[number] or not (found[number][name] - g).norm() <= _AGREE * length + 1e-12:
-                raise Untappable(f"{name} has another gradient than record by record")
+    for name in weights:
+        by_record = torch.stack([part * mean[name] for part, mean in zip(_PARTS, expected, strict=True)]).sum(0)
+        if name not in found or not (found[name] - by_record).norm() <= _AGREE * max(lengths) + 1e-12:
+            raise Untappable(f"{name} has another gradient than record by record")
 
 
 def _as_float64(like: Records) -> Records:
     fields = {name: t[:0].double() if t.is_floating_point() else t[:0] for name, t in like.fields.items()}
     label = like.label[:0]
     return Records(fields, label.double() if label.is_floating_point() else label, like.patient[:0])
-
-
-def sizes(model: nn.Module, loss: Loss, like: Records) -> tuple[int, ...]:
-    """How many records may be computed at once, ascending: sizes in all of which a record's numbers are the same bits."""
-    dtype = next(p.dtype for p in model.parameters())
-    twin = stand_in(model, dtype)
-    each = _bytes_of_a_record(twin, loss, like)
-    device = like.patient.device
-    budget = _MEMORY if device.type == "cpu" else int(_MEMORY_CUDA * torch.cuda.mem_get_info(device)[0])
-    largest = max(1, min(budget // max(1, each), _MOST if device.type == "cpu" else _MOST_CUDA))
-    if largest <= _LEAST or each > _HEAVY:
-        return (min(largest, _LEAST),)
-    candidates = [*range(_LEAST, largest, 4 if each <= _LIGHT else 16), largest]
-    records = made_up(like, torch.arange(largest))
-    reference = _trace(twin, loss, records)
-    rolled = _trace(twin, loss, records.take(torch.arange(largest, device=device).roll(1)))
-    if not all(torch.equal(a.roll(1, 0), b) for a, b in zip(reference, rolled, strict=True)):
-        return (largest,)
-    for size in candidates[:-1]:
-        part = _trace(twin, loss, records.take(torch.arange(size, device=device)))
-        if not all(torch.equal(a[:size], b) for a, b in zip(reference, part, strict=True)):
-            return (largest,)
-    return tuple(candidates)
-
-
-def _trace(model: nn.Module, loss: Loss, records: Records) -> list[Tensor]:
-    """What every layer gave and got back in one pass: all tensors with the records in front, in a fixed order."""
-    outputs: list[Tensor] = []
-    gradients: list[Tensor] = []
-
-    def watch(layer: nn.Module, given: object, output: object) -> None:
-        for y in output if isinstance(output, tuple) else (output,):
-            if isinstance(y, Tensor) and y.dim() and len(y) == len(records):
-                outputs.append(y.detach().clone())
-                if y.requires_grad:
-                    y.register_hook(lambda g: gradients.append(g.clone()))  # type: ignore[no-untyped-call]
-
-    _in_one_pass(model, loss, records, watch)
-    return outputs + gradients
-
-
-def _bytes_of_a_record(model: nn.Module, loss: Loss, like: Records) -> int:
-    """What one record holds in memory at the worst moment: what autograd saves and what the layers keep."""
-    records = made_up(like, torch.arange(2))
-    held: dict[int, int] = {}
-    own = {w.untyped_storage().data_ptr() for w in model.parameters()}
-
-    def save(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
-        kept = _in_one_pass(model, loss, records, None)
-    return (sum(held.values()) + kept) // len(records)
-
-
-def _in_one_pass(
-    model: nn.Module, loss: Loss, records: Records, watch: Callable[[nn.Module, object, object], None] | None
-) -> int:
-    taps = Taps.on(model)
-    hooks = [layer.register_forward_hook(watch) for layer in model.modules()] if watch else []
-    try:
-        with torch.enable_grad(), taps.installed(Groups.of(records.patient)):
-            weights = learning(model)
-            outputs = torch.func.functional_call(model, weights, args=(), kwargs=dict(records.fields))
-            torch.autograd.backward(loss(outputs, records.label).sum())
-            taps.squares()
-            return taps.nbytes
-    finally:
-        for hook in hooks:
-            hook.remove()

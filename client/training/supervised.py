@@ -50,10 +50,15 @@ def private_update(
             model, task.loss, current, batch,
             clip_norm=privacy.clip_norm, records_per_patient=privacy.records_per_patient,
         )  # fmt: skip
+        # all tensors lie behind each other, so the noise is drawn at once
+        noised = add_noise(
+            torch.cat([clipped.flatten() for clipped in total.values()]),
+            deviation=noise_multiplier * privacy.clip_norm, coins=coins,
+        ).mul_(-local.learning_rate / expected)  # fmt: skip
         moved = {}
-        for name, clipped in total.items():
-            noised = add_noise(clipped, deviation=noise_multiplier * privacy.clip_norm, coins=coins)
-            change = noised.mul_(-local.learning_rate / expected)
+        parts = noised.split([clipped.numel() for clipped in total.values()])
+        for (name, clipped), part in zip(total.items(), parts, strict=True):
+            change = part.view(clipped.shape)
             if local.proximal:
                 change.sub_(current[name] - weights[name], alpha=local.learning_rate * local.proximal)
             if local.weight_decay:

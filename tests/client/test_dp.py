@@ -348,11 +348,11 @@ class Counted(SeededCoins):
 
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("patients", [1, 30, 700])
-def test_every_step_adds_one_noise_to_every_tensor_however_many_pieces_the_batch_has(steps: int, patients: int):
+def test_every_step_adds_one_noise_to_all_tensors_however_many_pieces_the_batch_has(steps: int, patients: int):
     coins = Counted()
     an_update(a_table([1] * patients), coins, steps=local(steps=steps), sampling_rate=1.0)
     _, weights = a_network()
-    assert coins.normals == [tensor.numel() for tensor in weights.values()] * steps
+    assert coins.normals == [sum(tensor.numel() for tensor in weights.values())] * steps
 
 
 def test_a_step_nobody_takes_part_in_is_noised_all_the_same():
@@ -361,9 +361,9 @@ def test_a_step_nobody_takes_part_in_is_noised_all_the_same():
             return torch.ones(count, dtype=torch.float64)
 
     update = an_update(a_table([1] * 10), Nobody(3), sigma=2.0, declared=50, clip_norm=0.5, sampling_rate=0.5)
-    again = SeededCoins(3)
-    for tensor in update.values():
-        noise = again.normal(tensor.numel()).view(tensor.shape)
+    normal = SeededCoins(3).normal(sum(tensor.numel() for tensor in update.values()))
+    for tensor, part in zip(update.values(), normal.split([tensor.numel() for tensor in update.values()]), strict=True):
+        noise = part.view(tensor.shape)
         torch.testing.assert_close(tensor, -(2.0 * 0.5 * noise / 25).float(), rtol=1e-4, atol=2.0**-12 / 25)  # the grid
 
 
@@ -410,8 +410,9 @@ def test_an_update_of_several_steps_is_the_one_computed_by_hand(proximal: float,
         index = draw(records.patient, rate=0.5, at_most=2, coins=coins)
         single = {name: tensor.float() for name, tensor in here.items()}
         total = clipped_sum(model, losses, single, records.take(index), clip_norm=0.7)
-        for name, summed in total.items():
-            noise = coins.normal(summed.numel()).view(summed.shape)
+        sizes = [summed.numel() for summed in total.values()]
+        for (name, summed), part in zip(total.items(), coins.normal(sum(sizes)).split(sizes), strict=True):
+            noise = part.view(summed.shape)
             gradient = (summed + 1.3 * 0.7 * noise) / (0.5 * 6)
             gradient = gradient + proximal * (here[name] - start[name]) + decay * here[name]
             here[name] = here[name] - 0.2 * gradient

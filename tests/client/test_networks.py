@@ -16,8 +16,9 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.models.resnet import BasicBlock, conv1x1
 
-from wardround.client.dp import preflight, proof
+from wardround.client.dp import preflight
 from wardround.client.dp.engine import Engine, headroom
+from wardround.client.dp.sizes import Sizes
 from wardround.client.dp.taps import Groups, Taps
 from wardround.common.models.group_norm import with_group_norm
 from wardround.common.tasks import TASKS, Records
@@ -134,7 +135,7 @@ def assert_exact(model: nn.Module, *shape: int) -> None:
 @pytest.fixture
 def of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which sizes of a piece give the same bits is another question, and takes long for a large network."""
-    monkeypatch.setattr(proof, "sizes", lambda *_: (3,))
+    monkeypatch.setattr(Sizes, "of", lambda *_: Sizes((3,)))
 
 
 # --- published networks ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from wardround.client.dp import clipped_sum
 from wardround.client.dp.engine import engine_of
 from wardround.client.dp.pieces import pieces
+from wardround.client.dp.sizes import Sizes
 from wardround.common.tasks import TASKS, Records
 from wardround.common.weights import trainable
 
@@ -44,7 +45,7 @@ def moved(model: nn.Module, weights: dict[str, Tensor], fewer: Records, more: Re
 
 @pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 31, 32, 33, 64, 100])
 def test_a_piece_has_a_public_size_and_its_blank_records_count_for_nothing(count: int):
-    cut = list(pieces(some(4, list(range(count))), (16, 20, 32), at_most=1))
+    cut = list(pieces(some(4, list(range(count))), Sizes((16, 20, 32), lambda _: True), at_most=1))
     assert {len(piece.records) for piece in cut} <= {16, 20, 32}
     assert [len(piece.records) for piece in cut[:-1]] == [32] * (len(cut) - 1)
     assert sum(int(piece.counts.sum()) for piece in cut) == count
@@ -62,7 +63,7 @@ def test_pieces_hold_every_record_once_and_no_patient_is_cut(sizes: list[int], s
     table = torch.stack([patient.float(), torch.arange(len(patient)).float()], 1)
     batch = Records({"table": table}, torch.zeros(len(patient), dtype=torch.int64), patient)
     met: list[tuple[int, list[int]]] = []
-    for piece in pieces(batch, (9, 12), at_most=9):
+    for piece in pieces(batch, Sizes((9, 12), lambda _: True), at_most=9):
         for number in range(piece.records.patients):
             rows = piece.records.fields["table"][piece.records.patient == number]
             if piece.counts[number]:
@@ -77,8 +78,33 @@ def test_a_records_numbers_are_the_same_bits_in_every_size(task: str):
     like = some(24, [0]) if task == "heart-disease" else Records({"image": torch.zeros(1, 1, 28, 28)}, *_one())
     engine = engine_of(model, loss, like)
     assert engine.in_one_pass
-    assert engine.sizes[0] >= 16, "small batches take other kernels"
-    assert engine.sizes == tuple(sorted(engine.sizes))
+    for count in (1, 16, 17, 33, engine.sizes.largest):
+        assert count <= engine.sizes.fit(count) <= engine.sizes.largest
+        assert engine.sizes.fit(count) >= 16, "small batches take other kernels"
+
+
+def test_a_size_in_which_numbers_have_other_bits_is_passed_over():
+    class ByCount(nn.Module):
+        """Rounds differently in small batches, as kernels do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(24, 2)
+
+        def forward(self, table: Tensor) -> Tensor:
+            logits: Tensor = self.layer(table)
+            return logits if len(table) > 30 else logits * (1 + 2**-23)
+
+    sizes = Sizes.of(ByCount(), loss, some(24, [0]))
+    assert [sizes.fit(count) for count in (1, 16, 20, 30, 31, 33)] == [32, 32, 32, 32, 32, 36]
+
+    class ByPlace(ByCount):
+        def forward(self, table: Tensor) -> Tensor:
+            logits: Tensor = self.layer(table)
+            return logits * (1 + 2**-23 * (torch.arange(len(table)) % 2)[:, None])
+
+    sizes = Sizes.of(ByPlace(), loss, some(24, [0]))
+    assert {sizes.fit(count) for count in range(1, sizes.largest)} == {sizes.largest}
 
 
 def _one() -> tuple[Tensor, Tensor]:
