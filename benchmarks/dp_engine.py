@@ -33,6 +33,7 @@ from benchmarks import dp_memory, simulation
 from benchmarks.dp_modes import MODES, Step, difference, make
 from benchmarks.networks import NETWORKS, Network
 from wardround.client.dp import OsCoins
+from wardround.common.devices import keep_memory
 
 EIGHT = 8  # physical batches in a large logical one
 MEMORY = 2.0  # target: extra peak memory over plain SGD's
@@ -342,6 +343,7 @@ def main(
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("torch sees no CUDA device")
     torch.set_num_threads(1)
+    keep_memory()  # as a site does; every mode gains by it
     warnings.simplefilter("ignore")  # Opacus and torch warn of their own hooks in every mode
     choice = Choice(
         networks=_named(networks, NETWORKS),

@@ -36,10 +36,10 @@ def plain(folder: Path, out: Path) -> list[Mark]:
     from wardround.client.data import open_records
     from wardround.client.policy import SiteConfig
     from wardround.client.training.supervised import batches
+    from wardround.common.devices import keep_memory
     from wardround.common.plan import SignedText
     from wardround.common.tasks import TASKS
     from wardround.common.weights import trainable
-    from wardround.simulations.run import keep_memory
 
     keep_memory()
     torch.set_num_threads(1)
@@ -79,9 +79,9 @@ def plain_private(folder: Path, out: Path) -> list[Mark]:
     from benchmarks.plain_private import PlainDPSGD
     from wardround.client.data import open_records
     from wardround.client.policy import SiteConfig
+    from wardround.common.devices import keep_memory
     from wardround.common.plan import SignedText
     from wardround.common.tasks import TASKS
-    from wardround.simulations.run import keep_memory
 
     keep_memory()
     torch.set_num_threads(1)
@@ -117,11 +117,11 @@ def wardround(folder: Path, out: Path, processes: int) -> list[Mark]:
     from flwr.app import Context, RecordDict
 
     from wardround.client.app import client_app
+    from wardround.common.devices import keep_memory
     from wardround.common.plan import SignedText
     from wardround.server.app import server_app
     from wardround.server.federation import Observer
     from wardround.simulations.grid import LocalGrid
-    from wardround.simulations.run import keep_memory
 
     keep_memory()
     torch.set_num_threads(1)

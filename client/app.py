@@ -18,6 +18,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from wardround.client.hospital import CoinsFor, Hospital, os_coins
+from wardround.common.devices import keep_memory
 from wardround.common.errors import ConfigError, DataRefused, OrderRefused, RoundTaken, WardroundError
 from wardround.common.messages import (
     INTERNAL,
@@ -102,6 +103,7 @@ class _Hospitals:
             raise OrderRefused("this client was started without a site file")
         with self._lock:
             if path not in self._open:
+                keep_memory()
                 self._open[path] = Hospital(Path(path), self._coins_for)
             self._open.move_to_end(path)
             while len(self._open) > _OPEN_HOSPITALS:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from wardround.client.data import open_records
 from wardround.client.hospital import CoinsFor, os_coins
 from wardround.client.ledger import PrivacyLedger
 from wardround.client.policy import SiteConfig
+from wardround.common.devices import keep_memory
 from wardround.common.errors import StudyStopped
 from wardround.common.metrics import METRICS, Scores, interval
 from wardround.common.privacy import filtered, spent
@@ -132,18 +131,6 @@ def _logging_to(path: Path) -> Iterator[None]:
         handler.close()
         logger.setLevel(before[0])
         logger.propagate = before[1]
-
-
-def keep_memory() -> None:
-    """Ask the C library not to hand freed blocks back at once: a training loop takes and frees the same ones each step."""
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            libc.mallopt(option, 1 << 30)
-    except (OSError, AttributeError):  # another C library: only a little slower
-        pass
 
 
 def _train(

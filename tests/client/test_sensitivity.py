@@ -1,0 +1,128 @@
+"""Brute force: leave out each patient in turn, and the clipped sum moves by no more than the clip norm, layer kind by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wardround.client.dp import clipped_sum
+from wardround.client.dp.engine import engine_of, headroom
+from wardround.common.tasks import Records
+from wardround.common.weights import trainable
+
+
+class Net(nn.Module):
+    """`image` through layers in a row."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.layers(image)
+        return logits
+
+
+class Last(nn.Module):
+    """A recurrent layer's last output."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)[0][:, -1]
+        return y
+
+
+class Attend(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x, x, x, need_weights=False)[0]
+        return y.flatten(1)
+
+
+class Around(nn.Module):
+    """Down, up again and past each other, as a U-Net does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(2, 8, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(8, 2, 2, stride=2)
+        self.norm = nn.GroupNorm(2, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.up(F.relu(self.norm(self.down(x)), inplace=True))
+        y += x
+        return y.flatten(1)
+
+
+NETS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
+    "linear": lambda: (Net(nn.Linear(24, 16), nn.Tanh(), nn.Linear(16, 2)), (24,)),
+    "linear over time": lambda: (Net(nn.Linear(3, 4), nn.Tanh(), nn.Flatten(), nn.Linear(24, 2)), (6, 3)),
+    "convolution": lambda: (
+        Net(nn.Conv2d(2, 16, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(16, 32, 3, stride=4), nn.Flatten(),
+            nn.Linear(128, 2)), (2, 8, 8)
+    ),
+    "few places": lambda: (Net(nn.Conv2d(64, 64, 3), nn.Tanh(), nn.Flatten(), nn.Linear(256, 2)), (64, 4, 4)),
+    "depthwise": lambda: (Net(nn.Conv1d(4, 4, 3, groups=4), nn.Tanh(), nn.Flatten(), nn.Linear(24, 2)), (4, 8)),
+    "around": lambda: (Net(Around(), nn.Linear(128, 2)), (2, 8, 8)),
+    "rnn": lambda: (Net(Last(nn.RNN(3, 6, 2, batch_first=True)), nn.Linear(6, 2)), (5, 3)),
+    "lstm": lambda: (Net(Last(nn.LSTM(3, 6, batch_first=True, bidirectional=True)), nn.Linear(12, 2)), (5, 3)),
+    "gru": lambda: (Net(Last(nn.GRU(3, 6, batch_first=True)), nn.Linear(6, 2)), (5, 3)),
+    "attention": lambda: (Net(Attend(), nn.Linear(20, 2)), (5, 4)),
+    "layer norm": lambda: (Net(nn.Linear(3, 4), nn.LayerNorm(4), nn.Flatten(), nn.Linear(20, 2)), (5, 3)),
+    "tied, record by record": lambda: (Net(*[nn.Linear(4, 4)] * 2, nn.Linear(4, 2)), (4,)),
+}  # fmt: skip
+PATIENTS = {"one record each": list(range(8)), "several records": [0, 0, 0, 1, 2, 2, 3, 4]}
+
+
+def loss(logits: Tensor, label: Tensor) -> Tensor:
+    return F.cross_entropy(logits, label, reduction="none")
+
+
+def moved(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    return float(torch.stack([(one[name].double() - other[name].double()).square().sum() for name in one]).sum().sqrt())
+
+
+@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("patient", PATIENTS.values(), ids=PATIENTS)
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_leaving_a_patient_out_moves_the_sum_by_at_most_the_clip_norm(kind: str, patient: list[int], scale: float):
+    torch.manual_seed(2)
+    net, shape = NETS[kind]()
+    image = scale * torch.randn(len(patient), *shape, generator=torch.Generator().manual_seed(3))
+    records = Records({"image": image}, torch.arange(len(patient)) % 2, torch.tensor(patient))
+    assert engine_of(net, loss, records).in_one_pass == ("record by record" not in kind)
+    weights = trainable(net)
+    whole = clipped_sum(net, loss, weights, records, clip_norm=0.05)
+    reached = 0.0
+    for left_out in range(records.patients):
+        rest = records.of_patients(torch.arange(records.patients) != left_out)
+        by = moved(whole, clipped_sum(net, loss, weights, rest, clip_norm=0.05))
+        assert by <= 0.05 * (1 + 1e-6)
+        reached = max(reached, by)
+    assert reached >= 0.05 * (1 - 2 * headroom(torch.float32)), "nobody was clipped, so nothing was tested"
+
+
+@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("power", [-30, -18, 7, 18, 30])
+def test_weights_at_the_ends_of_float32_do_not_make_one_patient_weigh_more(kind: str, power: int):
+    torch.manual_seed(4)
+    net, shape = NETS[kind]()
+    image = torch.randn(34, *shape, generator=torch.Generator().manual_seed(5))
+    records = Records({"image": image}, torch.arange(34) % 2, torch.arange(34))
+    for name, tensor in trainable(net).items():
+        weights = {n: w.clone() for n, w in trainable(net).items()}
+        weights[name] = tensor.sign() * 10.0**power
+        for count in (15, 16, 32):
+            few, many = (records.take(torch.arange(n)) for n in (count, count + 1))
+            one, other = (clipped_sum(net, loss, weights, some, clip_norm=1e-3) for some in (few, many))
+            assert moved(one, other) <= 1e-3 * (1 + 1e-6), name
