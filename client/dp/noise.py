@@ -22,13 +22,16 @@ def add_noise(total: Tensor, *, deviation: float, coins: Coins) -> Tensor:
         total: a sum of clipped gradients.
         deviation: standard deviation of the noise, noise multiplier times clip norm; 0 adds nothing.
         coins: the secret source.
+
+    Raises:
+        ValueError: the deviation is negative, or none that float32 can work with.
     """
-    if deviation:
-        coins.add_normal(total, scale=deviation)
-    total = total.float()
-    if deviation:
-        step = 2.0 ** (math.floor(math.log2(deviation)) - _GRID_BITS)
-        # the floats next to this one are a step apart, so adding it rounds to the grid and taking it off leaves the rest
-        whole = 1.5 * 2.0**23 * step
-        total.add_(whole).sub_(whole)
-    return total
+    if not (deviation == 0 or 1e-30 <= deviation <= 1e30):
+        raise ValueError(f"noise cannot have scale {deviation}")
+    if not deviation:
+        return total.float()
+    step = 2.0 ** (math.floor(math.log2(deviation)) - _GRID_BITS)
+    # the floats next to this one are a step apart, so adding it rounds to the grid and taking it off leaves the rest
+    whole = 1.5 * 2.0**23 * step
+    coins.add_normal(total, scale=deviation)
+    return total.float().add_(whole).sub_(whole)
