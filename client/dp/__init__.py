@@ -7,6 +7,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from wardround.client.dp.chance import secret_chance
 from wardround.client.dp.clipping import clipped_sum
 from wardround.client.dp.coins import Coins, OsCoins, SeededCoins
 from wardround.client.dp.noise import add_noise
@@ -31,6 +32,7 @@ __all__ = [
     "preflight",
     "refuse_coupled",
     "refuse_entangled",
+    "secret_chance",
 ]
 
 

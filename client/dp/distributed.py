@@ -9,7 +9,8 @@ from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
 
 from wardround.client.dp.coins import OsCoins
-from wardround.client.dp.optimizer import MANY, PatientOptimizer
+from wardround.client.dp.engine import MANY
+from wardround.client.dp.optimizer import PatientOptimizer
 
 
 class DistributedPatientOptimizer(PatientOptimizer):

@@ -26,7 +26,7 @@ from wardround.common.tasks.base import Loss
 
 _log = logging.getLogger(__name__)
 
-_MANY = 4096  # patients in one sum from which it is kept in float64: float32 would eat a quarter of the headroom
+MANY = 256  # patients in one sum from which it is kept in float64: float32 would eat a tenth of the headroom
 _FAINTEST = 2.0**-100  # a factor below it is zero: float32 could no longer multiply by it without rounding upwards
 
 Sums = dict[str, Tensor]
@@ -48,13 +48,13 @@ def sum_clipped(taps: Taps, squares: Tensor, factor: Tensor) -> Sums:
     unusable = ~squares.isfinite()
     if unusable.any():
         taps.blank(unusable)
-    return dict(taps.clipped(factor))
+    return taps.clipped(factor)
 
 
 class Engine:
     """The way of one network, loss and shape of records."""
 
-    def __init__(self, model: nn.Module, loss: Loss, taps: Taps | None, sizes: Sizes) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, taps: Taps | None, sizes: Sizes | None) -> None:
         self._model, self._loss, self._taps = model, loss, taps
         self._sizes = sizes
 
@@ -62,12 +62,12 @@ class Engine:
     def on(cls, model: nn.Module, loss: Loss, like: Records) -> Engine:
         """The engine for records shaped as `like` (any number, values are not looked at) on their device."""
         try:
-            taps = Taps.on(model)
-            proof.exact(model, loss, like)
+            taps = Taps.on(model, public_shapes=True)
+            proof.exact(model, loss, like, public_shapes=True)
+            return cls(model, loss, taps, Sizes.of(model, loss, like))
         except Untappable as why:
             _log.info("gradients are taken record by record: %s", why)
-            return cls(model, loss, None, Sizes((1,)))
-        return cls(model, loss, taps, Sizes.of(model, loss, like))
+            return cls(model, loss, None, None)
 
     @property
     def in_one_pass(self) -> bool:
@@ -76,31 +76,30 @@ class Engine:
 
     @property
     def sizes(self) -> Sizes:
-        """How many records are computed at once."""
-        return self._sizes
+        """How many records are computed at once; one where they are taken record by record."""
+        return self._sizes or Sizes.single()
 
     def clipped_sum(
         self, weights: Mapping[str, Tensor], batch: Records, *, clip_norm: float, records_per_patient: int | None
     ) -> Sums:
         """See `clipped_sum` of this package."""
-        if self._taps is None:
-            return self._alone(weights, batch, clip_norm)
-        while True:
+        while self._taps is not None and self._sizes is not None:
+            at_most = records_per_patient or self._sizes.largest
+            sizes = self._sizes.at_least(at_most)
+            if sizes is None:  # no size so large gives the same bits at every place of a piece
+                break
             try:
-                return self._together(self._taps, weights, batch, clip_norm, records_per_patient)
+                return self._together(self._taps, weights, batch, clip_norm, sizes, at_most)
             except torch.OutOfMemoryError:
                 # the shape decides how much memory is wanted, nobody's values; what was summed so far is thrown away
-                if self._sizes.largest == 1:
-                    raise
-                self._sizes = Sizes((self._sizes.largest // 2,))
-                _log.info("not enough memory on the device; now %d records at once", self._sizes.largest)
+                self._sizes = self._sizes.halved()
+                _log.info("not enough memory on the device; now %d records at once", self.sizes.largest)
+        return self._alone(weights, batch, clip_norm)
 
     def _together(
-        self, taps: Taps, weights: Mapping[str, Tensor], batch: Records, clip_norm: float, records_per_patient: int | None
+        self, taps: Taps, weights: Mapping[str, Tensor], batch: Records, clip_norm: float, sizes: Sizes, at_most: int
     ) -> Sums:
-        at_most = records_per_patient or self._sizes.largest
-        sizes = self._sizes if at_most <= self._sizes.largest else Sizes((at_most,))
-        wide = batch.patients > _MANY
+        wide = batch.patients > MANY
         total: Sums = {}
         for piece in pieces(batch, sizes, at_most=at_most):
             found = self._piece(taps, weights, piece, clip_norm)

@@ -20,14 +20,12 @@ from torch.utils import _pytree
 
 from wardround.client.dp import proof
 from wardround.client.dp.coins import Coins, OsCoins
-from wardround.client.dp.engine import factors, sum_clipped
+from wardround.client.dp.engine import MANY, factors, sum_clipped
 from wardround.client.dp.noise import add_noise
 from wardround.client.dp.preflight import refuse_coupled, refuse_entangled
 from wardround.client.dp.taps import Groups, Taps, Untappable
 from wardround.client.dp.taps.bare import BareTap
 from wardround.common.tasks import Records
-
-MANY = 4096  # patients in one sum from which it is kept in float64: float32 would eat a quarter of the headroom
 
 _COMPILED = "compiled, and the taps would cut its graph at every layer; hand in the module itself"
 _WRAPPERS = {

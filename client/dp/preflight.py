@@ -87,7 +87,7 @@ def refuse_entangled(model: nn.Module, loss: Loss, like: Records) -> None:
 
 
 def _probe(model: nn.Module, loss: Loss, like: Records) -> None:
-    twin = proof.stand_in(model, next((p.dtype for p in model.parameters()), torch.get_default_dtype()))
+    twin = proof.stand_in(model)
     records = proof.made_up(like, torch.arange(_RECORDS))
     everybody = torch.ones(_RECORDS, dtype=torch.bool, device=like.patient.device)
     reference = _remembers_nothing(copy.deepcopy(twin), loss, records, _exchanged(records, everybody))

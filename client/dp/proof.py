@@ -6,8 +6,10 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from wardround.client.dp.alone import mean_gradients, squared_length
+from wardround.client.dp.chance import chances
 from wardround.client.dp.taps import Groups, Taps, Untappable
 from wardround.common.tasks import Records
 from wardround.common.tasks.base import Loss
@@ -32,9 +34,9 @@ def made_up(like: Records, patient: Tensor) -> Records:
     return Records({name: values(t) for name, t in like.fields.items()}, label, patient.to(like.patient.device))
 
 
-def stand_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of `model` in train mode with made-up weights and no randomness of its own."""
-    twin = copy.deepcopy(model).to(dtype).train()
+def stand_in(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy of `model` in train mode with made-up weights and no randomness of its own; `dtype` None leaves its dtypes."""
+    twin = copy.deepcopy(model).to(dtype=dtype).train()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in twin.parameters():
@@ -42,9 +44,8 @@ def stand_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             values = values / max(1, p[0].numel()) ** 0.5 if p.dim() > 1 else 1 + values / 4
             p.copy_(values.to(p.dtype))
     for layer in twin.modules():
-        for name in ("p", "dropout"):  # torch's dropouts and recurrent layers, torchvision's stochastic depth
-            if isinstance(chance := getattr(layer, name, None), float) and 0 < chance <= 1:
-                setattr(layer, name, 0.0)
+        for name in chances(layer):
+            setattr(layer, name, 0.0)
     return twin
 
 
@@ -53,11 +54,11 @@ def learning(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def exact(model: nn.Module, loss: Loss, like: Records) -> None:
+def exact(model: nn.Module, loss: Loss, like: Records, *, public_shapes: bool = False) -> None:
     """Compare one pass with plain autograd record by record, in float64, for patients of one and of two records.
 
     They differ where a network or a loss lets the records of a batch see each other, where a layer is used twice, or where
-    the records are not the first dimension.
+    the records are not the first dimension. With `public_shapes` no layer may be given packed sequences.
 
     Raises:
         Untappable: with the first parameter that differs, or torch's own complaint.
@@ -73,7 +74,9 @@ def exact(model: nn.Module, loss: Loss, like: Records) -> None:
             expected = list(mean_gradients(twin, loss, weights, records))
     except RuntimeError as error:
         raise Untappable(f"the network does not take one record alone: {error}") from error
-    taps = Taps.on(twin)
+    taps = Taps.on(twin, public_shapes=public_shapes)
+    if public_shapes:
+        _refuse_packed(twin)
     groups = Groups.of(records.patient)
     try:
         with torch.enable_grad(), taps.installed(groups):
@@ -82,7 +85,7 @@ def exact(model: nn.Module, loss: Loss, like: Records) -> None:
                 raise Untappable(f"the loss gives {list(losses.shape)} values for {len(records)} records")
             torch.autograd.backward(losses.sum())
             squares = taps.squares()
-            found = dict(taps.clipped(torch.tensor(_PARTS, dtype=torch.float64)))
+            found = taps.clipped(torch.tensor(_PARTS, dtype=torch.float64))
     except (RuntimeError, ValueError, IndexError) as error:
         raise error if isinstance(error, Untappable) else Untappable(str(error)) from error
     lengths = [float(squared_length(mean).sqrt()) for mean in expected]
@@ -93,6 +96,15 @@ def exact(model: nn.Module, loss: Loss, like: Records) -> None:
         by_record = torch.stack([part * mean[name] for part, mean in zip(_PARTS, expected, strict=True)]).sum(0)
         if name not in found or not (found[name] - by_record).norm() <= _AGREE * max(lengths) + 1e-12:
             raise Untappable(f"{name} has another gradient than record by record")
+
+
+def _refuse_packed(model: nn.Module) -> None:
+    def refuse(layer: nn.Module, args: tuple[object, ...]) -> None:
+        if any(isinstance(given, PackedSequence) for given in args):
+            raise Untappable("packed sequences: kernels work on shapes that follow from how long they are")
+
+    for layer in model.modules():
+        layer.register_forward_pre_hook(refuse)
 
 
 def _as_float64(like: Records) -> Records:

@@ -6,13 +6,14 @@ records and weights, each size when it is first wanted; the answer depends on th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wardround.client.dp.proof import learning, made_up, stand_in
-from wardround.client.dp.taps import Groups, Taps
+from wardround.client.dp.taps import Groups, Taps, Untappable
 from wardround.common.tasks import Records
 from wardround.common.tasks.base import Loss
 
@@ -27,27 +28,42 @@ class Sizes:
     """The sizes a piece may have.
 
     Args:
-        candidates: ascending; the last one is taken without proof.
-        agree: whether a record's numbers in a piece of this size are the bits that they are in the largest.
+        candidates: ascending.
+        agree: whether a record's numbers in a piece of this size are the same bits wherever it stands, and those it has in a
+            piece of the size proved first.
     """
 
-    def __init__(self, candidates: tuple[int, ...], agree: Callable[[int], bool] | None = None) -> None:
-        self._candidates = candidates
+    def __init__(self, candidates: Sequence[int], agree: Callable[[int], bool]) -> None:
         self._agree = agree
-        self._proved: dict[int, bool] = {candidates[-1]: True}
+        self._proved: dict[int, bool] = {}
+        self._candidates = list(candidates)
+        while self._candidates and not self._is_proved(self._candidates[-1]):
+            self._candidates.pop()
+        if not self._candidates:
+            raise Untappable("a record's numbers depend on its place in a batch, at every size that was tried")
+        self._larger: dict[int, Sizes | None] = {}
+
+    @classmethod
+    def single(cls) -> Sizes:
+        """One record at a time."""
+        return cls((1,), lambda _: True)
 
     @classmethod
     def of(cls, model: nn.Module, loss: Loss, like: Records) -> Sizes:
-        """As many as memory allows: half of what is free on a CUDA device, half a gibibyte elsewhere."""
-        twin = stand_in(model, next(p.dtype for p in model.parameters()))
+        """As many as memory allows: half of what is free on a CUDA device, half a gibibyte elsewhere.
+
+        Raises:
+            Untappable: at no size are a record's numbers the same bits at every place.
+        """
+        twin = stand_in(model)
         each = _bytes_of_a_record(twin, loss, like)
         device = like.patient.device
         budget = _MEMORY if device.type == "cpu" else int(_MEMORY_CUDA * torch.cuda.mem_get_info(device)[0])
         largest = max(1, min(budget // max(1, each), _MOST if device.type == "cpu" else _MOST_CUDA))
+        same = _SameBits(twin, loss, like)
         if largest <= _LEAST or each > _HEAVY:
-            return cls((min(largest, _LEAST),))
-        candidates = (*range(_LEAST, largest, 4 if each <= _LIGHT else 16), largest)
-        return cls(candidates, _SameBits(twin, loss, made_up(like, torch.arange(largest))))
+            return cls((min(largest, _LEAST),), same)
+        return cls((*range(_LEAST, largest, 4 if each <= _LIGHT else 16), largest), same)
 
     @property
     def largest(self) -> int:
@@ -58,50 +74,100 @@ class Sizes:
         """The smallest size for `count` records, which are no more than `largest`."""
         return next(size for size in self._candidates if size >= count and self._is_proved(size))
 
+    def at_least(self, count: int) -> Sizes | None:
+        """Sizes whose largest holds `count` records of one patient; None where no such size is proved."""
+        if count <= self.largest:
+            return self
+        if count not in self._larger:
+            rounded = -(-count // _LEAST) * _LEAST
+            try:
+                self._larger[count] = Sizes((rounded,), self._agree)
+            except Untappable:
+                self._larger[count] = None
+        return self._larger[count]
+
+    def halved(self) -> Sizes | None:
+        """For half as much memory; None where that leaves no size."""
+        fewer = [size for size in self._candidates if size <= self.largest // 2] or [self.largest // 2]
+        try:
+            return Sizes(fewer, self._agree) if fewer[-1] else None
+        except Untappable:
+            return None
+
     def _is_proved(self, size: int) -> bool:
         if size not in self._proved:
-            self._proved[size] = self._agree is not None and self._agree(size)
+            self._proved[size] = self._agree(size)
         return self._proved[size]
 
 
-class _SameBits:
-    """Compares what every layer gives and gets back in a smaller piece, where each record also stands one place further."""
+_Seen = dict[str, Tensor]  # a tensor's fingerprints: of each record by the way it may lie, (records,), and of "all", ()
 
-    def __init__(self, model: nn.Module, loss: Loss, records: Records) -> None:
-        self._model, self._loss, self._records = model, loss, records
-        self._reference: list[Tensor] = []
+
+class _SameBits:
+    """Compares what every layer gives and gets back for the same made-up records in other places and in other sizes."""
+
+    def __init__(self, model: nn.Module, loss: Loss, like: Records) -> None:
+        self._model, self._loss = model, loss
+        self._pool = made_up(like, torch.arange(_MOST))
+        self._reference: list[_Seen] = []  # of records 0, 1, ... in the size proved first
+        self._different = _MOST
 
     def __call__(self, size: int) -> bool:
-        if not self._reference:
-            self._reference = list(_trace(self._model, self._loss, self._records))
-        some = torch.arange(size, device=self._records.patient.device).roll(1)
-        found = list(_trace(self._model, self._loss, self._records.take(some)))
-        return len(found) == len(self._reference) and all(
-            torch.equal(whole[some], part) for whole, part in zip(self._reference, found, strict=True)
-        )
+        number = torch.arange(size, device=self._pool.patient.device) % self._different
+        orders = [number.roll(1), number.roll(size // 2 + 3), number.flip(0)]
+        if self._reference:
+            return all(_alike(self._reference, self._seen(some), some) for some in (number, *orders))
+        reference = self._seen(number)
+        if not all(_alike(reference, self._seen(some), some) for some in orders):
+            return False
+        self._reference, self._different = reference, min(size, _MOST)
+        return True
+
+    def _seen(self, number: Tensor) -> list[_Seen]:
+        """Fingerprints of all outputs and their gradients in a pass over these records of the pool, in a fixed order."""
+        fields = {name: t[number] for name, t in self._pool.fields.items()}
+        records = Records(fields, self._pool.label[number], torch.arange(len(number), device=number.device))
+        outputs: list[_Seen] = []
+        gradients: list[_Seen] = []
+
+        def watch(layer: nn.Module, given: object, output: object) -> None:
+            for y in output if isinstance(output, tuple) else (output,):
+                if isinstance(y, Tensor) and y.dim():
+                    outputs.append(_fingerprints(y.detach(), len(number)))
+                    hooked: Any = y
+                    if y.requires_grad:
+                        hooked.register_hook(lambda g: gradients.append(_fingerprints(g, len(number))))
+
+        _in_one_pass(self._model, self._loss, records, watch)
+        return outputs + gradients
 
 
-def _trace(model: nn.Module, loss: Loss, records: Records) -> Iterator[Tensor]:
-    """Fingerprints of every layer's outputs and their gradients in one pass, (records,) each, in a fixed order."""
-    outputs: list[Tensor] = []
-    gradients: list[Tensor] = []
+def _alike(reference: list[_Seen], found: list[_Seen], number: Tensor) -> bool:
+    """Whether all tensors have the reference's bits record by record, in one of the ways they may lie, or as a whole."""
+    return len(reference) == len(found) and all(
+        any(torch.equal(one[way] if way == "all" else one[way][number], other[way]) for way in one.keys() & other.keys())
+        for one, other in zip(reference, found, strict=True)
+    )
 
-    def watch(layer: nn.Module, given: object, output: object) -> None:
-        for y in output if isinstance(output, tuple) else (output,):
-            if isinstance(y, Tensor) and y.dim() and len(y) == len(records):
-                outputs.append(_fingerprint(y.detach()))
-                if y.requires_grad:
-                    y.register_hook(lambda g: gradients.append(_fingerprint(g)))
 
-    _in_one_pass(model, loss, records, watch)
-    yield from outputs
-    yield from gradients
+def _fingerprints(y: Tensor, records: int) -> _Seen:
+    """The records of a layer may be in front, behind the time, or folded together with it, one way or the other."""
+    found = {"all": _fingerprint(y[None])}
+    if len(y) == records:
+        found["in front"] = _fingerprint(y)
+    if y.dim() > 1 and y.shape[1] == records:
+        found["second"] = _fingerprint(y.transpose(0, 1))
+    if len(y) > records and len(y) % records == 0:
+        found["folded, in front"] = _fingerprint(y.reshape(records, -1))
+        found["folded, second"] = _fingerprint(y.reshape(len(y) // records, records, -1).transpose(0, 1))
+    return found
 
 
 def _fingerprint(x: Tensor) -> Tensor:
     """One whole number for the bits of each row, (rows,)."""
+    x = x.contiguous()
     if x.is_floating_point():
-        x = x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+        x = x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
     flat = x.reshape(len(x), -1).long()
     place = torch.arange(1, flat.shape[1] + 1, device=x.device)
     return (flat * (place * 0x9E3779B1 + 1)).sum(1)  # wraps around

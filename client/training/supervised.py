@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wardround.client.dp import Coins, add_noise, clipped_sum, draw
+from wardround.client.dp import Coins, add_noise, clipped_sum, draw, secret_chance
 from wardround.common.plan import LocalPlan, PrivacyPlan
 from wardround.common.tasks import TASKS, Records, Task
 from wardround.common.weights import Shapes, Weights, trainable
@@ -46,17 +46,18 @@ def private_update(
     for _ in range(local.steps):
         index = draw(patient, rate=privacy.sampling_rate, at_most=privacy.records_per_patient, coins=coins)
         batch = records.take(index.to(records.patient.device))
-        total = clipped_sum(
-            model, task.loss, current, batch,
-            clip_norm=privacy.clip_norm, records_per_patient=privacy.records_per_patient,
-        )  # fmt: skip
+        with secret_chance(model, coins, records.patient.device):
+            total = clipped_sum(
+                model, task.loss, current, batch,
+                clip_norm=privacy.clip_norm, records_per_patient=privacy.records_per_patient,
+            )  # fmt: skip
         # all tensors lie behind each other, so the noise is drawn at once
         noised = add_noise(
             torch.cat([clipped.flatten() for clipped in total.values()]),
             deviation=noise_multiplier * privacy.clip_norm, coins=coins,
         ).mul_(-local.learning_rate / expected)  # fmt: skip
         moved = {}
-        parts = noised.split([clipped.numel() for clipped in total.values()])
+        parts = torch.split(noised, [clipped.numel() for clipped in total.values()])
         for (name, clipped), part in zip(total.items(), parts, strict=True):
             change = part.view(clipped.shape)
             if local.proximal:

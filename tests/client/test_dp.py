@@ -19,7 +19,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wardround.client.dp import Coins, OsCoins, SeededCoins, clipped_sum, draw, refuse_coupled
+from wardround.client.dp import Coins, OsCoins, SeededCoins, clipped_sum, draw, refuse_coupled, secret_chance
 from wardround.client.dp.engine import headroom
 from wardround.client.policy import SiteConfig
 from wardround.client.training import private_update
@@ -421,6 +421,23 @@ def test_an_update_of_several_steps_is_the_one_computed_by_hand(proximal: float,
 
 
 # --- whose coins ----------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_follows_from_the_coins_and_leaves_the_global_generator_alone():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+    x, masks = torch.ones(40, 3), []
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for coins in (SeededCoins(1), SeededCoins(1), SeededCoins(2), OsCoins(), OsCoins()):
+        with secret_chance(model, coins, torch.device("cpu")):
+            masks.append(model(x) == 0)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(masks[0], masks[1])
+    assert not any(torch.equal(masks[a], masks[b]) for a, b in ((0, 2), (0, 3), (3, 4)))
+    coins = SeededCoins(1)
+    with secret_chance(model[0], coins, torch.device("cpu")):
+        pass
+    assert coins.uniform(1) == SeededCoins(1).uniform(1), "a network without chance takes no coin"
 
 
 def test_the_same_study_twice_gives_different_updates():

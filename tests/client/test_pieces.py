@@ -13,6 +13,7 @@ from wardround.client.dp import clipped_sum
 from wardround.client.dp.engine import engine_of
 from wardround.client.dp.pieces import pieces
 from wardround.client.dp.sizes import Sizes
+from wardround.client.dp.taps import Untappable
 from wardround.common.tasks import TASKS, Records
 from wardround.common.weights import trainable
 
@@ -103,8 +104,24 @@ def test_a_size_in_which_numbers_have_other_bits_is_passed_over():
             logits: Tensor = self.layer(table)
             return logits * (1 + 2**-23 * (torch.arange(len(table)) % 2)[:, None])
 
-    sizes = Sizes.of(ByPlace(), loss, some(24, [0]))
-    assert {sizes.fit(count) for count in range(1, sizes.largest)} == {sizes.largest}
+    with pytest.raises(Untappable, match="place in a batch"):
+        Sizes.of(ByPlace(), loss, some(24, [0]))
+    engine = engine_of(ByPlace(), loss, some(24, [0]))
+    assert not engine.in_one_pass
+    assert engine.sizes.largest == 1
+
+
+@pytest.mark.parametrize("size", [65, 101, 103])
+def test_a_piece_for_many_records_of_a_patient_is_proved_too(size: int):
+    """A kernel for matrices with one column gives the last rows of some sizes other bits; 2^30 times them is a sign."""
+    net = Net(nn.Linear(64, 1), nn.Tanh(), nn.Linear(1, 2))
+    sizes = engine_of(net, loss, some(64, [0])).sizes.at_least(size)
+    if sizes is None:
+        return  # such a network goes record by record
+    assert sizes.largest % 16 == 0
+    row, weight = torch.randn(64), torch.randn(1, 64)
+    y = F.linear(row.expand(sizes.largest, 64).contiguous(), weight)
+    assert bool((y == y[0]).all())
 
 
 def _one() -> tuple[Tensor, Tensor]:

@@ -183,8 +183,9 @@ def test_words_are_compared_as_whole_numbers(number: int):
     from wardround.client.dp.taps.linear import Rows
 
     g = torch.ones(1, 2, 3)
-    assert float(Rows(torch.tensor([[number, number + 1]]), g, 9).squares()[0]) == 6
-    assert float(Rows(torch.tensor([[number, number]]), g, 9).squares()[0]) == 12
+    alone = Groups.of(torch.tensor([0]))
+    for index, square in (([number, number + 1], 6), ([number, number], 12)):
+        assert float(Rows(torch.tensor([index]), g, alone, 2**33).squares()[0]) == pytest.approx(square, rel=1e-6)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

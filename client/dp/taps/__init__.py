@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from wardround.client.dp.taps.activation import PReLUTap
 from wardround.client.dp.taps.attention import AttentionTap
 from wardround.client.dp.taps.bare import BareTap
-from wardround.client.dp.taps.base import Pass, Tap
+from wardround.client.dp.taps.base import Pass, Tap, Untappable
 from wardround.client.dp.taps.convolution import ConvolutionTap, TransposedConvolutionTap
 from wardround.client.dp.taps.kept import Groups
 from wardround.client.dp.taps.linear import EmbeddingTap, LinearTap
@@ -63,8 +63,16 @@ def _kind(layer: nn.Module) -> type[Tap]:
     return kind if kind.takes(layer) else BareTap
 
 
-class Untappable(ValueError):
-    """A network, or what it did in a pass, that book-keeping does not cover; the text names the layer."""
+@contextlib.contextmanager
+def _exactly() -> Iterator[None]:
+    """Lengths and sums come from different products, so neither may be shortened: no TF32, no autocast, no gradients."""
+    short = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = short
 
 
 class Taps:
@@ -75,7 +83,7 @@ class Taps:
         self._shared = shared
 
     @classmethod
-    def on(cls, model: nn.Module) -> Taps:
+    def on(cls, model: nn.Module, *, public_shapes: bool = False) -> Taps:
         """Taps for `model`, not yet installed.
 
         Known layers are taken by their exact type, since a subclass may do something else; a module of another type that
@@ -84,7 +92,7 @@ class Taps:
         Raises:
             Untappable: weights are tied, or somebody else replaced a layer's forward.
         """
-        shared = Pass()
+        shared = Pass(public_shapes=public_shapes)
         taps: dict[str, Tap] = {}
         seen: dict[int, str] = {}
         inside: set[nn.Module] = set()  # children that a tap computes itself
@@ -153,7 +161,7 @@ class Taps:
         """Whose the records of the coming pass are."""
         self._shared.groups = groups
 
-    @torch.no_grad()
+    @_exactly()
     def squares(self) -> Tensor:
         """Squared length of each patient's whole gradient, (patients,) float64.
 
@@ -175,13 +183,15 @@ class Taps:
             for kept in tap.kept:
                 kept.blank(unusable)
 
-    @torch.no_grad()
-    def clipped(self, factor: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """(parameter's full name, the sum of each patient's gradient times its `factor`, (patients,))."""
-        for name, tap in self._taps.items():
-            for kept in tap.kept:
-                for own, gradient in kept.clipped(factor).items():
-                    yield f"{name}.{own}" if name else own, gradient
+    @_exactly()
+    def clipped(self, factor: Tensor) -> dict[str, Tensor]:
+        """The sum of each patient's gradient times its `factor`, (patients,), by the parameter's full name."""
+        return {
+            f"{name}.{own}" if name else own: gradient
+            for name, tap in self._taps.items()
+            for kept in tap.kept
+            for own, gradient in kept.clipped(factor).items()
+        }
 
     @property
     def nbytes(self) -> int:

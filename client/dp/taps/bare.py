@@ -62,7 +62,7 @@ class BareTap(Tap):
                 with contextlib.suppress(RuntimeError), self._exchanged(self._copies(batch, aligned=aligned)):
                     if _shapes(self.plain(*args, **kwargs)) == wanted:
                         return aligned
-        raise ValueError("the module does not take a copy of its parameters for each record")
+        raise RuntimeError("the module does not take a copy of its parameters for each record")
 
     @contextlib.contextmanager
     def _exchanged(self, copies: dict[str, Tensor]) -> Iterator[None]:

@@ -11,15 +11,21 @@ from torch import Tensor, nn
 from wardround.client.dp.taps.kept import Groups, Kept
 
 
+class Untappable(ValueError):
+    """A network, or what it did in a pass, that book-keeping does not cover; the text names the layer."""
+
+
 class Pass:
     """One forward and backward over a batch: who the patients are, and what the layers kept.
 
     Attributes:
         groups: whose records these are; None means that every record is a patient of its own.
+        public_shapes: whether no shape may follow from what the records say.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, public_shapes: bool = False) -> None:
         self.groups: Groups | None = None
+        self.public_shapes = public_shapes
         self.anchor = torch.empty(0, requires_grad=True)  # makes autograd come by where no input of a layer learns
 
     def groups_of(self, rows: int, device: torch.device) -> Groups:

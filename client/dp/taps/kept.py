@@ -10,6 +10,7 @@ product cancel, the part that float arithmetic may have lost is added.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -20,16 +21,21 @@ Gradients = dict[str, Tensor]  # by the parameter's name in its layer: "weight",
 
 LONGEST = 1e15  # an activation or gradient longer than this is no learning; its patient counts as zero
 
+_AT_ONCE = 2**16  # numbers whose length float32 sums
 _GHOST = 8  # how many numbers of a built gradient cost as much as one of a Gram matrix over time; measured
 
 
-def cancellation(dtype: torch.dtype) -> float:
-    """Which part of a product's terms is added to its length, so that no sum of cancelling terms is trusted to its last bits.
+def cancellation(dtype: torch.dtype, *, rows: int, time: int) -> float:
+    """Which part of its terms is added to the length of a product over `time` that is summed over `rows` without being built.
 
-    An honest network's lengths change by less than 1e-6 of themselves. A network chosen so that everything cancels is held
-    to terms of at most clip norm / this, whose float sum is then right to the sixth part of a per cent.
+    Two things are covered. The length itself: Gram matrices in float64 lose about sqrt(time) 2^-52 of the squared terms. And
+    the sum over all rows: in float32 its terms share one accumulator with everybody else's, so a network chosen so that one
+    patient's terms cancel must not bring in terms that eat the others' last bits; they are held to clip norm / this, and
+    rows times 2^-24 of them stays below half the headroom. Honest lengths grow by less than a ten-thousandth.
     """
-    return 1e-9 if dtype == torch.float64 else 1e-4
+    if dtype == torch.float64:
+        return 2.0**-24 * math.sqrt(time)
+    return max(1e-4, rows * 2.0**-15)
 
 
 class Groups:
@@ -80,16 +86,6 @@ class Groups:
             return x
         weighted = x * self._share.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
         return x.new_zeros(self.patients, *x.shape[1:]).index_add_(0, self.patient, weighted)
-
-    def side_by_side(self, x: Tensor) -> Tensor:
-        """(rows, time, ...) -> (patients, longest x time, ...); zeros where a patient has fewer rows."""
-        if self._alone:
-            return x
-        size = torch.bincount(self.patient, minlength=self.patients)
-        place = torch.arange(self.rows, device=x.device) - (size.cumsum(0) - size)[self.patient]
-        laid = x.new_zeros(self.patients, int(size.max()), *x.shape[1:])
-        laid[self.patient, place] = x
-        return laid.flatten(1, 2)
 
     def alike(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(patients, their rows (patients, each)) for every number of rows that a patient has here, ascending.
@@ -197,13 +193,17 @@ class Outer:
     def squares(self) -> Tensor:
         """See `Kept`."""
         x, g = self._x.double(), self._groups.shares(self._g.double())
-        return squares_of_outer(
-            self._groups.side_by_side(x),
-            self._groups.side_by_side(g),
-            lost=cancellation(self._x.dtype),
-            with_weight=self._weight is not None,
-            with_bias=self._bias is not None,
-        )
+        total = x.new_empty(self._groups.patients)
+        for patients, rows in self._groups.alike():  # side by side, nobody's memory depends on somebody else's records
+            time = rows.shape[1] * x.shape[1]
+            total[patients] = squares_of_outer(
+                x[rows].reshape(len(rows), time, -1),
+                g[rows].reshape(len(rows), time, -1),
+                lost=cancellation(self._x.dtype, rows=len(x), time=time),
+                with_weight=self._weight is not None,
+                with_bias=self._bias is not None,
+            )
+        return total
 
     def blank(self, unusable: Tensor) -> None:
         """See `Kept`."""
@@ -246,14 +246,15 @@ def prefers_outer(time: int, inside: int, outside: int) -> bool:
 def sum_of_squares(parts: list[Tensor]) -> Tensor:
     """Squared length of each row over all `parts`, (rows, ...) each -> (rows,) float64.
 
-    Summed in the dtype of the parts up to the second dimension: float32 loses about 1e-6 of a length, its overflow is an
+    Lengths of up to 2^16 numbers are taken in the dtype of the parts: float32 loses less than 1e-5 of them, its overflow is an
     infinity and so a refusal, and its underflow begins at lengths of 1e-19.
     """
     total = torch.zeros(len(parts[0]), dtype=torch.float64, device=parts[0].device)
     for part in parts:
         flat = part.flatten(min(2, max(1, part.dim() - 1)))
-        squares = torch.linalg.vector_norm(flat, dim=-1).double().square()  # unlike a product, a norm makes no copy
-        total += squares if squares.dim() == 1 else squares.sum(1)
+        for some in torch.split(flat, _AT_ONCE, dim=-1):
+            squares = torch.linalg.vector_norm(some, dim=-1).double().square()  # unlike a product, a norm makes no copy
+            total += squares if squares.dim() == 1 else squares.sum(1)
     return total
 
 

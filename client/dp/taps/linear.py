@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wardround.client.dp.taps.base import Tap
-from wardround.client.dp.taps.kept import Gradients, Groups, Kept, outer
+from wardround.client.dp.taps.kept import Gradients, Groups, Kept, outer, sum_of_squares
 
 
 class LinearTap(Tap):
@@ -57,43 +57,41 @@ class EmbeddingTap(Tap):
         index = x.reshape(len(x), -1)
         if self.layer.padding_idx is not None:
             g = g * (index != self.layer.padding_idx)[..., None]
-        return Rows(groups.side_by_side(index), groups.side_by_side(g), self.layer.num_embeddings)
+        return Rows(index, g, groups, self.layer.num_embeddings)
 
 
 class Rows:
     """Each patient's gradient of a table, built for the rows it has read and no others."""
 
-    def __init__(self, index: Tensor, g: Tensor, table_rows: int) -> None:
-        """Of index (patients, time) and g (patients, time, width), zero where nothing was read."""
-        order = index.argsort(dim=1, stable=True)
-        read = index.gather(1, order)
-        first = torch.ones_like(read, dtype=torch.bool)
-        first[:, 1:] = read[:, 1:] != read[:, :-1]
-        place = first.cumsum(1) - 1  # equal rows come together
-        patients, time, width = g.shape
-        flat = (place + time * torch.arange(patients, device=g.device)[:, None]).flatten()
-        sorted_g = g.gather(1, order[..., None].expand_as(g)).flatten(0, 1)
-        self._gradient = torch.zeros_like(sorted_g).index_add_(0, flat, sorted_g).view(patients, time, width)
-        self._row = torch.zeros_like(read).view(-1).scatter_(0, flat, read.flatten()).view(patients, time)
-        self._table_rows = table_rows
+    def __init__(self, index: Tensor, g: Tensor, groups: Groups, table_rows: int) -> None:
+        """Of index (records, time) and g (records, time, width), zero where nothing was read."""
+        key = (index + table_rows * groups.patient[:, None]).flatten()  # equal for one patient's readings of one row
+        order = key.argsort(stable=True)
+        key = key[order]
+        first = torch.ones_like(key, dtype=torch.bool)
+        first[1:] = key[1:] != key[:-1]
+        place = first.cumsum(0) - 1  # equal keys come together
+        self._gradient = torch.zeros_like(g.flatten(0, 1)).index_add_(0, place, g.flatten(0, 1)[order])
+        met = torch.zeros_like(key).scatter_(0, place, key)
+        self._row, self._patient = met % table_rows, met // table_rows
+        self._groups, self._table_rows = groups, table_rows
 
     def squares(self) -> Tensor:
         """See `Kept`."""
-        g = self._gradient.flatten(1)
-        squares: Tensor = torch.linalg.vecdot(g, g)
-        return squares.double()
+        of_rows = sum_of_squares([self._gradient])
+        return of_rows.new_zeros(self._groups.patients).index_add_(0, self._patient, of_rows)
 
     def blank(self, unusable: Tensor) -> None:
         """See `Kept`."""
-        self._gradient[unusable] = 0
+        self._gradient[unusable[self._patient]] = 0
 
     def clipped(self, factor: Tensor) -> Gradients:
         """See `Kept`."""
-        g = self._gradient * factor.to(self._gradient.dtype)[:, None, None]
-        table = g.new_zeros(self._table_rows, g.shape[2])
-        return {"weight": table.index_add_(0, self._row.flatten(), g.flatten(0, 1))}
+        g = self._gradient * factor.to(self._gradient.dtype)[self._patient, None]
+        table = g.new_zeros(self._table_rows, g.shape[1])
+        return {"weight": table.index_add_(0, self._row, g)}
 
     @property
     def nbytes(self) -> int:
         """See `Kept`."""
-        return self._gradient.nbytes + self._row.nbytes
+        return self._gradient.nbytes + self._row.nbytes + self._patient.nbytes

@@ -181,7 +181,8 @@ class Passed:
                 x = self.windows.channels_last(self.seen[chosen]).view(-1, time, inside)
                 g = met[chosen].mT.reshape(-1, time, outside)
                 square = squares_by_time if by_time else squares_by_building
-                total[patients[some]] = square(x, g)
+                lost = cancellation(x.dtype, rows=len(self.seen), time=time)
+                total[patients[some]] = square(x, g, lost=lost)
         return total
 
     def blanked(self, rows: Tensor) -> Passed:
@@ -192,7 +193,7 @@ class Passed:
     def summed(self, factor: Tensor) -> Tensor:
         """The sum over rows of their gradients times `factor`, (rows,); in the weight's shape."""
         met = self.met * factor.to(self.met.dtype).view(-1, *[1] * (self.met.dim() - 1))
-        if self.windows.count <= _FEW_PLACES:
+        if self.windows.count <= _FEW_PLACES or self.seen.is_cuda:  # there a kernel may be one by Fourier transforms
             return self._summed_by_products(met.flatten(2))
         windows = self.windows
         seen, padding = windows.trimmed(self.seen)
@@ -212,12 +213,12 @@ class Passed:
         return total.view(self.weight_shape)
 
 
-def squares_by_time(x: Tensor, g: Tensor) -> Tensor:
+def squares_by_time(x: Tensor, g: Tensor, *, lost: float) -> Tensor:
     """See `squares_of_outer`."""
-    return squares_of_outer(x.double(), g.double(), lost=cancellation(x.dtype))
+    return squares_of_outer(x.double(), g.double(), lost=lost)
 
 
-def squares_by_building(x: Tensor, g: Tensor) -> Tensor:
+def squares_by_building(x: Tensor, g: Tensor, *, lost: float) -> Tensor:
     """The same from gradients that are built in the dtype of x (patients, time, in), g (patients, time, out), and dropped.
 
     The sum is taken another way and rounds otherwise, so what cancellation may have lost is added here as well.
@@ -225,7 +226,7 @@ def squares_by_building(x: Tensor, g: Tensor) -> Tensor:
     of_x, of_g = (torch.linalg.vector_norm(t, dim=2).double() for t in (x, g))
     built = sum_of_squares([torch.bmm(g.mT, x)])
     usable = (of_x.amax(1) <= LONGEST) & (of_g.amax(1) <= LONGEST)
-    return torch.where(usable, built + (cancellation(x.dtype) * (of_x * of_g).sum(1)).square(), torch.inf)
+    return torch.where(usable, built + (lost * (of_x * of_g).sum(1)).square(), torch.inf)
 
 
 def chunks(count: int, numbers: int, device: torch.device, *, times: int = 1, once: bool = False) -> Iterator[slice]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from wardround.client.dp.taps.base import Pass, Tap
+from wardround.client.dp.taps.base import Pass, Tap, Untappable
 from wardround.client.dp.taps.kept import Built, Gradients, Groups, Joined, Kept, outer, prefers_outer
 
 _through_sigmoid = torch.ops.aten.sigmoid_backward.grad_input
@@ -120,6 +120,8 @@ class RecurrentTap(Tap):
             ValueError: the input is one sequence and not a batch.
         """
         packed = isinstance(input, PackedSequence)
+        if packed and self.shared.public_shapes:
+            raise Untappable("packed sequences: how far they are padded follows from the longest one")
         if not packed and input.dim() != 3:
             raise ValueError(f"a recurrent layer wants batches of sequences, 3 dimensions and not {input.dim()}")
         data, sizes = (input.data, input.batch_sizes) if packed else (input, None)
