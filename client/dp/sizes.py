@@ -21,7 +21,7 @@ _MEMORY = 512 * 2**20  # bytes that one piece may take on a CPU
 _MEMORY_CUDA = 0.5  # part of the device's free memory
 _MOST, _MOST_CUDA = 64, 256  # records at once; more is not faster
 _LEAST = 16  # below this, matrix kernels commonly change
-_LIGHT, _HEAVY = 2**20, 8 * 2**20  # bytes a record up to which proving sizes 4 or 16 apart costs less than blank records do
+_LIGHT, _HEAVY = 2**20, 8 * 2**20  # bytes a record from which proving many sizes, or any but one, costs more than it saves
 
 
 class Sizes:
@@ -63,6 +63,8 @@ class Sizes:
         same = _SameBits(twin, loss, like)
         if largest <= _LEAST or each > _HEAVY:
             return cls((min(largest, _LEAST),), same)
+        if each > _LIGHT and device.type == "cpu":
+            return cls((_LEAST, min(largest, 2 * _LEAST)), same)
         return cls((*range(_LEAST, largest, 4 if each <= _LIGHT else 16), largest), same)
 
     @property
@@ -152,25 +154,26 @@ def _alike(reference: list[_Seen], found: list[_Seen], number: Tensor) -> bool:
 
 def _fingerprints(y: Tensor, records: int) -> _Seen:
     """The records of a layer may be in front, behind the time, or folded together with it, one way or the other."""
-    found = {"all": _fingerprint(y[None])}
+    y = y[:, None] if y.dim() == 1 else y
+    of_places = _fingerprint(y.reshape(*y.shape[:2], -1))  # of the first two dimensions
+    of_rows = _fingerprint(of_places)
+    found = {"all": _fingerprint(of_rows)}
     if len(y) == records:
-        found["in front"] = _fingerprint(y)
-    if y.dim() > 1 and y.shape[1] == records:
-        found["second"] = _fingerprint(y.transpose(0, 1))
+        found["in front"] = of_rows
+    if y.shape[1] == records:
+        found["second"] = _fingerprint(of_places.T)
     if len(y) > records and len(y) % records == 0:
-        found["folded, in front"] = _fingerprint(y.reshape(records, -1))
-        found["folded, second"] = _fingerprint(y.reshape(len(y) // records, records, -1).transpose(0, 1))
+        found["folded, in front"] = _fingerprint(of_rows.view(records, -1))
+        found["folded, second"] = _fingerprint(of_rows.view(-1, records).T)
     return found
 
 
 def _fingerprint(x: Tensor) -> Tensor:
-    """One whole number for the bits of each row, (rows,)."""
-    x = x.contiguous()
+    """One whole number for the bits along the last dimension; all arithmetic wraps around."""
     if x.is_floating_point():
-        x = x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
-    flat = x.reshape(len(x), -1).long()
-    place = torch.arange(1, flat.shape[1] + 1, device=x.device)
-    return (flat * (place * 0x9E3779B1 + 1)).sum(1)  # wraps around
+        x = x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+    place = torch.arange(1, x.shape[-1] + 1, device=x.device) * 0x9E3779B1 + 1
+    return (x * place.to(x.dtype)).sum(-1, dtype=torch.int64)
 
 
 def _bytes_of_a_record(model: nn.Module, loss: Loss, like: Records) -> int:
@@ -195,7 +198,8 @@ def _in_one_pass(
 ) -> int:
     """One pass with taps; the bytes that the layers kept."""
     taps = Taps.on(model)
-    hooks = [layer.register_forward_hook(watch) for layer in model.modules()] if watch else []
+    leaves = [layer for layer in model.modules() if layer is model or not any(True for _ in layer.children())]
+    hooks = [layer.register_forward_hook(watch) for layer in leaves] if watch else []
     try:
         with torch.enable_grad(), taps.installed(Groups.of(records.patient)):
             outputs = torch.func.functional_call(model, learning(model), args=(), kwargs=dict(records.fields))
