@@ -14,12 +14,12 @@ from torch import nn
 
 from wardround.client.dp.coins import Coins
 
-CHANCES = ("p", "dropout")  # where torch's dropouts and recurrent layers, and torchvision's stochastic depth, keep theirs
+_CHANCES = ("p", "dropout")  # where torch's dropouts and recurrent layers, and torchvision's stochastic depth, keep theirs
 
 
 def chances(layer: nn.Module) -> list[str]:
     """Names of the attributes by which this very layer drops things at random."""
-    return [name for name in CHANCES if isinstance(one := getattr(layer, name, None), float) and 0 < one <= 1]
+    return [name for name in _CHANCES if isinstance(one := getattr(layer, name, None), float) and 0 < one <= 1]
 
 
 @contextlib.contextmanager

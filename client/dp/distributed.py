@@ -27,7 +27,7 @@ class DistributedPatientOptimizer(PatientOptimizer):
     Where a step raises at one rank, it raises at all of them and nothing is noised. A rank that never comes to its step ends
     the others after the timeout of the process group, so give `init_process_group` one.
 
-    Args:
+    Args: as for `PatientOptimizer`, and
         expected_batch_size: sampling rate times the patients of all ranks together.
         group: the ranks of this site; None for all.
 
@@ -36,24 +36,9 @@ class DistributedPatientOptimizer(PatientOptimizer):
     """
 
     def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        *,
-        model: nn.Module,
-        noise_multiplier: float,
-        max_grad_norm: float,
-        expected_batch_size: int | float | None,
-        group: ProcessGroup | None = None,
-        **more: Any,
+        self, optimizer: torch.optim.Optimizer, *, model: nn.Module, group: ProcessGroup | None = None, **terms: Any
     ) -> None:
-        super().__init__(
-            optimizer,
-            model=model,
-            noise_multiplier=noise_multiplier,
-            max_grad_norm=max_grad_norm,
-            expected_batch_size=expected_batch_size,
-            **more,
-        )
+        super().__init__(optimizer, model=model, **terms)
         self._group = group
         self._first = 0 if group is None else distributed.get_global_rank(group, 0)
         self._agree()

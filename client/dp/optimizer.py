@@ -22,6 +22,7 @@ from wardround.client.dp import proof
 from wardround.client.dp.coins import Coins, OsCoins
 from wardround.client.dp.engine import MANY, factors, sum_clipped
 from wardround.client.dp.noise import add_noise
+from wardround.client.dp.pieces import whole_patients
 from wardround.client.dp.preflight import refuse_coupled, refuse_entangled
 from wardround.client.dp.taps import Groups, Taps, Untappable
 from wardround.client.dp.taps.bare import BareTap
@@ -173,7 +174,7 @@ class PatientOptimizer(DPOptimizer):  # type: ignore[misc]
         """
         if self._unfinished:
             self.discard()
-        cut = _whole_patients(patient, at_most)
+        cut = whole_patients(patient, at_most=at_most, together=at_most)
         try:
             for number, part in enumerate(cut):
                 self.signal_skip_step(number + 1 < len(cut))
@@ -459,17 +460,3 @@ def _refuse_wrapped(model: nn.Module) -> None:
                 raise ValueError(f"{f'layer {name}' if name else 'the model'} is {why}")
         if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None:
             raise ValueError(f"{f'layer {name}' if name else 'the model'} is {_COMPILED}")
-
-
-def _whole_patients(patient: Tensor, at_most: int) -> list[Tensor]:
-    """Indices into `patient`, whole patients in parts of at most `at_most`; one empty part where there are none."""
-    order = torch.argsort(patient, stable=True)
-    each = torch.unique_consecutive(patient[order], return_counts=True)[1].tolist()
-    if any(count > at_most for count in each):
-        raise ValueError(f"a patient has more than {at_most} records in one batch")
-    sizes = [0]
-    for count in each:
-        if sizes[-1] + count > at_most:
-            sizes.append(0)
-        sizes[-1] += count
-    return list(torch.split(order, sizes))

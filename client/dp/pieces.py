@@ -33,19 +33,25 @@ def pieces(batch: Records, sizes: Sizes, *, at_most: int) -> Iterator[Piece]:
     """
     if not len(batch):
         return
-    batch = batch.take(torch.argsort(batch.patient, stable=True))
-    each = torch.unique_consecutive(batch.patient, return_counts=True)[1]
-    if int(each.max()) > at_most:
-        raise ValueError(f"a patient has more than {at_most} records in one batch")
-    ends = each.cumsum(0)
-    start = 0
-    while start < len(batch):
-        fitting = ends[(ends > start) & (ends <= start + sizes.largest)]
-        stop = int(fitting[-1])
-        whole = start == 0 and stop == len(batch)
-        part = batch if whole else batch.take(torch.arange(start, stop, device=batch.patient.device))
-        yield filled(part, sizes.fit(len(part)))
-        start = stop
+    for part in whole_patients(batch.patient, at_most=at_most, together=sizes.largest):
+        yield filled(batch.take(part), sizes.fit(len(part)))
+
+
+def whole_patients(patient: Tensor, *, at_most: int, together: int) -> list[Tensor]:
+    """Indices into `patient`, (records,), grouped by patient, in parts of up to `together`; one empty part for no records.
+
+    Raises:
+        ValueError: a patient has more than `at_most` records, which are no more than `together`.
+    """
+    order = torch.argsort(patient, stable=True)
+    parts = [0]
+    for count in torch.unique_consecutive(patient[order], return_counts=True)[1].tolist():
+        if count > at_most:
+            raise ValueError(f"a patient has more than {at_most} records in one batch")
+        if parts[-1] + count > together:
+            parts.append(0)
+        parts[-1] += count
+    return list(torch.split(order, parts))
 
 
 def filled(records: Records, size: int) -> Piece:

@@ -13,6 +13,7 @@ from wardround.client.dp.chance import chances
 from wardround.client.dp.taps import Groups, Taps, Untappable
 from wardround.common.tasks import Records
 from wardround.common.tasks.base import Loss
+from wardround.common.weights import trainable
 
 _PARTS = (1.0, 0.7, 0.4)  # what each made-up patient's gradient is multiplied by in the sum that is compared
 _AGREE = 1e-8  # relative; float64 agrees to 1e-12, a mistake does not agree at all
@@ -49,11 +50,6 @@ def stand_in(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     return twin
 
 
-def learning(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of `model` that learn, detached."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-
-
 def exact(model: nn.Module, loss: Loss, like: Records, *, public_shapes: bool = False) -> None:
     """Compare one pass with plain autograd record by record, in float64, for patients of one and of two records.
 
@@ -68,7 +64,7 @@ def exact(model: nn.Module, loss: Loss, like: Records, *, public_shapes: bool = 
     except RuntimeError as error:  # torch copies no weight that a hook has computed from others
         raise Untappable(f"the network cannot be copied: {error}") from error
     records = made_up(_as_float64(like), torch.tensor([0, 0, 1, 2]))
-    weights = learning(twin)
+    weights = trainable(twin)
     try:
         with torch.enable_grad():
             expected = list(mean_gradients(twin, loss, weights, records))

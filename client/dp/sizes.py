@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wardround.client.dp.proof import learning, made_up, stand_in
+from wardround.client.dp.proof import made_up, stand_in
 from wardround.client.dp.taps import Groups, Taps, Untappable
 from wardround.common.tasks import Records
 from wardround.common.tasks.base import Loss
+from wardround.common.weights import trainable
 
 _MEMORY = 512 * 2**20  # bytes that one piece may take on a CPU
 _MEMORY_CUDA = 0.5  # part of the device's free memory
@@ -202,7 +203,7 @@ def _in_one_pass(
     hooks = [layer.register_forward_hook(watch) for layer in leaves] if watch else []
     try:
         with torch.enable_grad(), taps.installed(Groups.of(records.patient)):
-            outputs = torch.func.functional_call(model, learning(model), args=(), kwargs=dict(records.fields))
+            outputs = torch.func.functional_call(model, trainable(model), args=(), kwargs=dict(records.fields))
             torch.autograd.backward(loss(outputs, records.label).sum())
             taps.squares()
             return taps.nbytes

@@ -17,11 +17,6 @@ class PReLUTap(Tap):
 
     layer: nn.PReLU
 
-    @property
-    def weights(self) -> tuple[Tensor, ...]:
-        """See `Tap`."""
-        return (self.layer.weight.detach(),)
-
     def act(self, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `Tap`."""
         return F.prelu(x, *weights), ()

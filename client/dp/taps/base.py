@@ -68,7 +68,7 @@ class Tap:
     @property
     def weights(self) -> tuple[Tensor, ...]:
         """The tensors `act` computes with; read anew at each use, since `functional_call` exchanges them."""
-        found = (self.layer.weight, self.layer.bias)
+        found = (self.layer.weight, getattr(self.layer, "bias", None))
         return tuple(w.detach() for w in found if w is not None)
 
     def forward(self, x: Tensor) -> Tensor:

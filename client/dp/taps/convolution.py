@@ -23,11 +23,6 @@ class ConvolutionTap(Tap):
 
     transposed = False
 
-    @property
-    def weights(self) -> tuple[Tensor, ...]:
-        """See `Tap`."""
-        return tuple(w.detach() for w in (self.layer.weight, self.layer.bias) if w is not None)
-
     def forward(self, x: Tensor, *size: object) -> Tensor:
         """See `Tap`. Padding that is not plain zeros on both sides alike is done before, by torch itself."""
         layer = self.layer

@@ -42,11 +42,6 @@ class EmbeddingTap(Tap):
         assert isinstance(layer, nn.Embedding)
         return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
 
-    @property
-    def weights(self) -> tuple[Tensor, ...]:
-        """See `Tap`."""
-        return (self.layer.weight.detach(),)
-
     def act(self, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `Tap`."""
         return F.embedding(x, weights[0]), ()

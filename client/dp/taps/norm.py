@@ -107,11 +107,6 @@ class RMSNormTap(_ScaleTap):
 
     layer: nn.RMSNorm
 
-    @property
-    def weights(self) -> tuple[Tensor, ...]:
-        """See `Tap`."""
-        return (self.layer.weight.detach(),)
-
     def _normal(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         return F.rms_norm(x, self.layer.normalized_shape, weight, self.layer.eps)
 
