@@ -176,9 +176,11 @@ def test_noise_is_added_to_what_is_there_in_any_shape_and_at_any_scale(
     assert bool((to != 0).all())  # neither lost in a square of the scale nor left out
     assert bool((to.abs() <= 9.5 * scale).all())
     before = to.fill_(1e25 if scale > 1e10 else 1.0).clone()
-    coins.add_normal(to, scale=1e-3 * float(before.max()) if before.numel() else scale)
-    assert bool((to != before).all())
-    assert bool(((to - before).abs() <= 1e-2 * before.abs()).all())
+    coins.add_normal(to, scale=0.1 * float(before.max()) if before.numel() else scale)
+    assert int((to == before).sum()) <= min(
+        2, to.numel() // 2
+    )  # a number under half a last bit leaves all as it was: 1 in 10^6
+    assert bool(((to - before).abs() <= 0.95 * before.abs()).all())
 
 
 def test_a_parameter_that_wants_gradients_is_noised_in_place():

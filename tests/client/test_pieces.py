@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nets import Net
+from nets import losses as loss
 from wardround.client.dp import clipped_sum
 from wardround.client.dp.engine import engine_of
 from wardround.client.dp.pieces import pieces
@@ -16,22 +18,6 @@ from wardround.client.dp.sizes import Sizes
 from wardround.client.dp.taps import Untappable
 from wardround.common.tasks import TASKS, Records
 from wardround.common.weights import trainable
-
-
-class Net(nn.Module):
-    """`table` through layers in a row."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, table: Tensor) -> Tensor:
-        logits: Tensor = self.layers(table)
-        return logits
-
-
-def loss(logits: Tensor, label: Tensor) -> Tensor:
-    return F.cross_entropy(logits, label, reduction="none")
 
 
 def some(width: int, patient: list[int]) -> Records:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from nets import Net, losses
 from wardround.client import hospital as house
 from wardround.client.dp import clipped_sum, preflight, refuse_coupled, refuse_entangled
 from wardround.client.dp.engine import Engine, engine_of
@@ -24,25 +25,9 @@ from wardround.simulations.scenario import Scenario
 WIDTH = 6
 
 
-def losses(logits: Tensor, label: Tensor) -> Tensor:
-    return F.cross_entropy(logits, label, reduction="none")
-
-
 def like(*shape: int, name: str = "table", label: Tensor | None = None) -> Records:
     label = torch.zeros(1, dtype=torch.int64) if label is None else label
     return Records({name: torch.zeros(1, *(shape or (WIDTH,)))}, label, torch.zeros(1, dtype=torch.int64))
-
-
-class Net(nn.Module):
-    """`table` through layers in a row."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, table: Tensor) -> Tensor:
-        logits: Tensor = self.layers(table)
-        return logits
 
 
 class Does(nn.Module):

@@ -9,22 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nets import Net
+from nets import losses as loss
 from wardround.client.dp import clipped_sum
 from wardround.client.dp.engine import engine_of, headroom
 from wardround.common.tasks import Records
 from wardround.common.weights import trainable
-
-
-class Net(nn.Module):
-    """`image` through layers in a row."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.layers(image)
-        return logits
 
 
 class Last(nn.Module):
@@ -82,10 +72,6 @@ NETS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "tied, record by record": lambda: (Net(*[nn.Linear(4, 4)] * 2, nn.Linear(4, 2)), (4,)),
 }  # fmt: skip
 PATIENTS = {"one record each": list(range(8)), "several records": [0, 0, 0, 1, 2, 2, 3, 4]}
-
-
-def loss(logits: Tensor, label: Tensor) -> Tensor:
-    return F.cross_entropy(logits, label, reduction="none")
 
 
 def moved(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

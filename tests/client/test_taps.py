@@ -9,26 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from nets import Net
+from nets import losses as loss
 from wardround.client.dp.alone import mean_gradients, squared_length
 from wardround.client.dp.engine import Engine, sum_clipped
 from wardround.client.dp.taps import Groups, Taps, Untappable
 from wardround.client.dp.taps.kept import LONGEST, squares_of_outer
 from wardround.common.tasks import Records
 from wardround.common.weights import trainable
-
-
-class Net(nn.Module):
-    """`image` through layers in a row."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.layers(image)
-        return logits
 
 
 class Scale(nn.Module):
@@ -64,10 +53,6 @@ class Folded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer(x.flatten(0, 1))
         return y.view(*x.shape[:2], -1)
-
-
-def loss(logits: Tensor, label: Tensor) -> Tensor:
-    return F.cross_entropy(logits, label, reduction="none")
 
 
 def frozen(layer: nn.Module, *names: str) -> nn.Module:
