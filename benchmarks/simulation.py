@@ -32,7 +32,7 @@ import torch
 from benchmarks.memory import peak
 from benchmarks.workloads import SEED, WORKLOADS, Workload, prepare, test_images
 from wardround.common.metrics import auroc
-from wardround.common.tasks import TASKS, ArraySchema, scores
+from wardround.common.tasks import TASKS, ImageSchema
 from wardround.common.weights import Weights, trainable
 
 ROOT = Path(__file__).parents[1]
@@ -251,7 +251,7 @@ def difference(work: Workload, one: Weights, other: Weights) -> float:
 
 
 def _way(work: Workload, model: Weights) -> float:
-    start = trainable(TASKS[work.task].model({}, SEED))
+    start = trainable(TASKS[work.task].model({"network": work.network}, SEED))
     return float(torch.cat([(model[name] - start[name]).flatten() for name in start]).double().norm())
 
 
@@ -261,11 +261,11 @@ def auc(work: Workload, models: list[Weights]) -> float | None:
     if work.privacy is None or images is None:
         return None
     task = TASKS[work.task]
-    assert isinstance(task.schema, ArraySchema)
+    assert isinstance(task.schema, ImageSchema)
     image, label = images
-    records = task.schema.encode({"image": image}, label, [str(number) for number in range(len(label))])
-    model = task.model({}, SEED)
-    return float(np.median([auroc(scores(model, weights, records)) for weights in models]))
+    records = task.schema.encode_arrays(image, label, [str(number) for number in range(len(label))])
+    model = task.model({"network": work.network}, SEED)
+    return float(np.median([auroc(task.scores(model, weights, records)) for weights in models]))
 
 
 def _shown(value: float | None, form: str) -> str:

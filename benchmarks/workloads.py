@@ -39,18 +39,20 @@ class Workload:
     learning_rate: float
     batch_size: int = 0
     privacy: Privacy | None = None
+    network: str = "cnn"
 
     @property
     def title(self) -> str:
         """What is trained, in one line."""
         private = self.privacy
         batch = f"drawn at {private.sampling_rate:g}, noise {private.noise_multiplier:g}" if private else f"{self.batch_size}"
-        return f"{self.task}, {self.sites} sites x {self.steps} steps x batch {batch}, {self.rounds} rounds"
+        return f"{self.network}, {self.sites} sites x {self.steps} steps x batch {batch}, {self.rounds} rounds"
 
     def plan(self, declared: dict[str, int]) -> str:
         """The study file for sites with so many declared patients."""
         local = {"steps": self.steps, "learning_rate": self.learning_rate}
         plan = {"name": self.name.lower(), "task": self.task, "rounds": self.rounds, "seed": SEED, "sites": declared}
+        plan["model"] = {"network": self.network}
         if self.privacy is None:
             plan["local"] = {**local, "batch_size": self.batch_size}
         else:
@@ -61,18 +63,18 @@ class Workload:
 WORKLOADS = {
     work.name: work
     for work in (
-        Workload("W1", "chest-film", sites=10, rounds=20, steps=5, batch_size=32, learning_rate=0.05),
-        Workload("W2", "chest-film", sites=100, rounds=10, steps=1, batch_size=24, learning_rate=0.15),
+        Workload("W1", "chest-xray", sites=10, rounds=20, steps=5, batch_size=32, learning_rate=0.05),
+        Workload("W2", "chest-xray", sites=100, rounds=10, steps=1, batch_size=24, learning_rate=0.15),
         Workload(
             "W3",
-            "chest-film",
+            "chest-xray",
             sites=10,
             rounds=20,
             steps=5,
             learning_rate=0.25,
             privacy=Privacy(epsilon=7.6, delta=1e-4, noise_multiplier=1.0, sampling_rate=1 / 8),
         ),
-        Workload("W4", "chest-film-resnet", sites=10, rounds=5, steps=1, batch_size=2, learning_rate=3e-4),
+        Workload("W4", "chest-xray", sites=10, rounds=5, steps=1, batch_size=2, learning_rate=3e-4, network="resnet18"),
     )
 }
 

@@ -25,6 +25,7 @@ from wardround.common.messages import (
     REFUSED,
     ROUND_TAKEN,
     Farewell,
+    LookFacts,
     OrderFacts,
     RollCall,
     pack_with_model,
@@ -46,7 +47,8 @@ def _in_our_own_words(act: Callable[[Message, Context], Message]) -> Callable[[M
             return Message(Error(REFUSED, "the plan or this site's file is not valid"), reply_to=message)
         except DataRefused as error:  # why, and even about which column, is a figure of patients
             log.error("refused: %s%s", error, f" ({error.detail})" if error.detail else "")
-            return Message(Error(REFUSED, "this site cannot train now; see the site's log"), reply_to=message)
+            act_of = "evaluate" if message.metadata.message_type == "evaluate" else "train"
+            return Message(Error(REFUSED, f"this site cannot {act_of} now; see the site's log"), reply_to=message)
         except WardroundError as error:
             log.warning("refused: %s%s", error, f" ({error.detail})" if error.detail else "")
             code = ROUND_TAKEN if isinstance(error, RoundTaken) else REFUSED
@@ -79,6 +81,14 @@ def client_app(coins_for: CoinsFor = os_coins) -> ClientApp:
         weights = unpack_model(message.content, hospital.shapes(study))
         facts, update = hospital.train(study, order, weights)
         return Message(pack_with_model(facts, update), reply_to=message)
+
+    @app.evaluate()
+    @_in_our_own_words
+    def evaluate(message: Message, context: Context) -> Message:
+        hospital, study = hospitals.at(context), _plan(context)
+        look = LookFacts.unpack(message.content)
+        weights = unpack_model(message.content, hospital.shapes(study))
+        return Message(hospital.evaluate(study, look, weights).pack(), reply_to=message)
 
     @app.query("close")
     @_in_our_own_words

@@ -7,21 +7,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
 
-from wardround.client.data import open_records
+from wardround.client.data import open_parted, open_records
 from wardround.client.dp import Coins, OsCoins, preflight, refuse_coupled
 from wardround.client.ledger import Cohort, Moment, PrivacyLedger
 from wardround.client.policy import DataSource, SiteConfig
-from wardround.client.training.supervised import batches, plain_update, private_update, working_model, working_shapes
+from wardround.client.training import plain_update, private_update
+from wardround.client.training.supervised import working_model, working_shapes
 from wardround.common.devices import device
 from wardround.common.errors import DataRefused, OrderRefused, PlanRefused
-from wardround.common.messages import Farewell, OrderFacts, Present, RollCall, Settled, UpdateFacts
+from wardround.common.messages import (
+    Farewell,
+    LookFacts,
+    OrderFacts,
+    Present,
+    RollCall,
+    Settled,
+    TallyFacts,
+    UpdateFacts,
+)
 from wardround.common.plan import SignedText, StudyPlan
-from wardround.common.registry import look_up
-from wardround.common.tasks import TASKS, Records, Task
+from wardround.common.tasks import Records, Task, task_of
+from wardround.common.tasks.looks import look_of
 from wardround.common.weights import Shapes, Weights, digest
 
 CoinsFor = Callable[[str, int], Coins]  # (site, round) -> coins; tests inject one, no configuration can
@@ -42,6 +53,7 @@ class Hospital:
         self._coins_for = coins_for
         self._device = device(self.config.compute.device)
         self._records: dict[str, Records] = {}
+        self._parted: dict[tuple[str, float], tuple[Records, Records]] = {}  # by task and share set aside
         self._admitted: set[str] = set()
         self._ledger: PrivacyLedger | None = None
 
@@ -55,6 +67,7 @@ class Hospital:
     def close(self) -> None:
         """Forget the records and give the ledger back."""
         self._records.clear()
+        self._parted.clear()
         if self._ledger is not None:
             self._ledger.close()
             self._ledger = None
@@ -62,7 +75,7 @@ class Hospital:
     def shapes(self, study: SignedText) -> Shapes:
         """The shapes a model of an admitted study must have; built here, not taken from the coordinator."""
         self._admit(study)
-        return working_shapes(look_up("task", study.plan.task, TASKS), study.plan.model, self._device)
+        return working_shapes(task_of(study.plan), study.plan.model, self._device)
 
     def present(self, study: SignedText, call: RollCall) -> Present:
         """Answer the roll call: takes part, or why not."""
@@ -92,6 +105,30 @@ class Hospital:
             return self._facts(order, ledger_head="", steps_spent=0), update
         return self._train_privately(study, order, weights)
 
+    def evaluate(self, study: SignedText, look: LookFacts, weights: Weights) -> TallyFacts:
+        """How a model does on the patients set aside, who are never trained on, all of them summed up.
+
+        Raises:
+            WardroundError: any refusal; with [privacy] always, because the sums carry no noise.
+        """
+        if look.study != study.digest:
+            raise OrderRefused("the look belongs to another study plan")
+        self._admit(study)
+        plan, site = study.plan, self.config.site
+        if plan.validation is None or plan.privacy is not None:
+            raise OrderRefused("the plan does not allow to look at any patient")
+        if not (1 <= look.round <= plan.rounds and plan.looks_after(look.round)):
+            raise OrderRefused(f"the plan has no look after round {look.round}")
+        task = task_of(plan)
+        records = self._parts(plan, task)[1]
+        if records.patients < self.config.allow.min_evaluated:
+            detail = f"{records.patients} patients are set aside; min_evaluated = {self.config.allow.min_evaluated}"
+            raise DataRefused("too few patients are set aside for validation", detail=detail)
+        judge = replace(task, judge=lambda outputs, label: task.judge(outputs.cpu(), label.cpu()))
+        model = working_model(task, plan.model, self._device)
+        found = judge.scores(model, {name: tensor.to(self._device) for name, tensor in weights.items()}, records)
+        return TallyFacts(site, look.study, look.run, look.round, look_of(task, plan).pack(found))
+
     def settle(self, study: SignedText, farewell: Farewell) -> Settled:
         """End a study: give back what was not spent."""
         if farewell.study != study.digest:
@@ -109,7 +146,7 @@ class Hospital:
         self.config.allow.admit(plan, site, source.declared_patients if source else None)
         if source is None:
             raise PlanRefused(f"{site} does not take part: it has no data for task {plan.task}")
-        task = look_up("task", plan.task, TASKS)
+        task = task_of(plan)
         if (size := task.size(plan.model)) > self.config.allow.parameters:
             most = self.config.allow.parameters
             raise PlanRefused(f"{site} does not take part: a model of {size:,} numbers is larger than the {most:,} allowed")
@@ -117,7 +154,7 @@ class Hospital:
         if plan.privacy is None:
             refuse_coupled(model)
         else:  # on nobody's records, so that nothing of it can happen after a ledger entry
-            preflight(model, task.loss, task.blank(1).to(self._device))
+            preflight(task.private_part(model), task.loss, task.blank(1).to(self._device))
         self._admitted.add(study.digest)
 
     def _train_privately(self, study: SignedText, order: OrderFacts, weights: Weights) -> tuple[UpdateFacts, Weights]:
@@ -139,7 +176,7 @@ class Hospital:
         stored = ledger.mark(moment, model=digest(weights))
         if stored is not None:
             return self._facts_of(order), safetensors.torch.load(stored)
-        task = look_up("task", plan.task, TASKS)
+        task = task_of(plan)
         records = self._training_records(plan, task)  # from here on patients are read; their cost is on disk
         update = private_update(
             task,
@@ -157,7 +194,7 @@ class Hospital:
         return self._facts_of(order), update
 
     def _learn_plainly(self, plan: StudyPlan, order: OrderFacts, weights: Weights) -> Weights:
-        task = look_up("task", plan.task, TASKS)
+        task = task_of(plan)
         records = self._training_records(plan, task)
         if not len(records):
             raise DataRefused("there is no record to train on")
@@ -167,15 +204,28 @@ class Hospital:
             {name: tensor.to(self._device) for name, tensor in weights.items()},
             records,
             local=plan.local,
-            batches=batches(records, plan.local, seed=plan.seed, site=self.config.site, round=order.round),
+            seed=plan.seed,
+            site=self.config.site,
+            round=order.round,
         )
         return {name: tensor.cpu() for name, tensor in update.items()}
 
     def _training_records(self, plan: StudyPlan, task: Task) -> Records:
+        if plan.validation is not None:
+            return self._parts(plan, task)[0]
         if plan.task not in self._records:
             records, _ = open_records(self._source(plan), task)
             self._records[plan.task] = records.to(self._device)
         return self._records[plan.task]
+
+    def _parts(self, plan: StudyPlan, task: Task) -> tuple[Records, Records]:
+        """Records to train on and records set aside, of a plan with [validation]; no patient is in both."""
+        assert plan.validation is not None
+        key = plan.task, plan.validation.share
+        if key not in self._parted:
+            training, aside = open_parted(self._source(plan), task, plan.validation.share)
+            self._parted[key] = training.to(self._device), aside.to(self._device)
+        return self._parted[key]
 
     def _source(self, plan: StudyPlan) -> DataSource:
         return self.config.data[plan.task]

@@ -26,6 +26,7 @@ class SitePolicy(Config):
     min_sites: Count = 2
     min_patients: Count = 20  # as declared in the plan: the real number must not decide anything that others see
     rounds: Count = 1000
+    min_evaluated: Count = 10  # patients that a look must sum up, where a plan has [validation]; fewer say nothing
     parameters: Count = 100_000_000  # the largest model; one is built here as soon as a plan is admitted
 
     def admit(self, plan: StudyPlan, site: str, declared_patients: int | None) -> None:
@@ -77,6 +78,11 @@ class DataSource(Config):
     declared_patients: Count | None = None  # the public size; plans must agree with it
     patient_column: Annotated[str, StringConstraints(min_length=1)] | None = None  # left out: one record a patient
     header: bool = True  # of a table: the first line names the columns
+    labels: Annotated[Path | None, Field(strict=False)] = None  # of files without labels: the table that has them
+    file_column: str = "file"  # of `labels`: which file a line is about
+    label_column: str = "label"  # of `labels`
+    unreadable: Annotated[int, Field(ge=0)] = 0  # so many unreadable files are passed over; one more is a refusal
+    allow_identifiers: Annotated[tuple[str, ...], Field(strict=False)] = ()  # DICOM keywords that may stay in the headers
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of patients never trained on
     holdout_seed: Annotated[int, Field(ge=0)] = 0
 
@@ -86,6 +92,11 @@ class DataSource(Config):
         if count is not None and count != two_digits(count):
             raise ValueError(f"{count} tells more than it must; declare two significant digits (such as {two_digits(count)})")
         return count
+
+    def at(self, home: Path) -> Self:
+        """The same source, with relative paths taken from `home`."""
+        labels = None if self.labels is None else home / self.labels
+        return self.model_copy(update={"path": home / self.path, "labels": labels})
 
 
 class Compute(Config):
@@ -108,5 +119,5 @@ class SiteConfig(Config):
         """Read a site file; relative paths in it start at its own folder."""
         config = super().load(path)
         home = path.resolve().parent
-        data = {task: source.model_copy(update={"path": home / source.path}) for task, source in config.data.items()}
+        data = {task: source.at(home) for task, source in config.data.items()}
         return config.model_copy(update={"state": home / config.state, "data": data})

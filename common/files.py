@@ -14,8 +14,9 @@ def write_atomically(path: Path, *parts: bytes) -> None:
         OSError: the disk is full or read-only; what stood at `path` is untouched.
     """
     draft = path.with_name(f".{path.name}.draft")  # always the same, so that one left by a crash is written over
+    draft.unlink(missing_ok=True)  # not reused: whoever made it may still have it open, or have opened it to everybody
     try:
-        with draft.open("wb") as file:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())

@@ -5,10 +5,12 @@
                     <---------------     Present: who I am, whether I take part, my ledger's head
       Order         -- train ------->     the model, round and attempt, what I last saw of your ledger
                     <---------------     Update: tensors, and the same round repeated back
+      LookFacts     -- evaluate ---->     a model to be judged; only where the plan has [validation], never with [privacy]
+                    <---------------     TallyFacts: sums over the patients set aside
       Farewell      -- query.close ->     the study is over
                     <---------------     Settled: what it cost here, in steps
 
-There is no field for a record count, a loss or a metric: a hospital has no way to send one by accident.
+But for that tally there is no field for a record count, a loss or a metric: a hospital has no way to send one by accident.
 """
 
 from __future__ import annotations
@@ -106,6 +108,28 @@ class UpdateFacts(Facts):
     attempt: int
     ledger_head: str
     steps_spent: int  # noised steps of this study so far: follows from the plan and the rounds taken part in
+
+
+@dataclass(frozen=True)
+class LookFacts(Facts):
+    """After which round the patients set aside are looked at."""
+
+    kind: ClassVar[str] = "look"
+    study: str
+    run: str
+    round: int
+
+
+@dataclass(frozen=True)
+class TallyFacts(Facts):
+    """How a model does on the patients a site has set aside, all of them summed up."""
+
+    kind: ClassVar[str] = "tally"
+    site: str
+    study: str
+    run: str
+    round: int
+    sums: bytes  # the vector of a `Tally`, see `common.tasks.looks`
 
 
 @dataclass(frozen=True)

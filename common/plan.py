@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from wardround.common.config import Config, read_text
 from wardround.common.errors import ConfigError
+from wardround.common.metrics import METRICS
 from wardround.common.privacy import NoisedSteps, calibrate, filtered, spent
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$")]
 Probability = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+_Weight = Annotated[float, Field(ge=1e-3, le=1e3)]
+_Share = Annotated[float, Field(ge=1e-6, le=1)]
 Line = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\p{Cc}\p{Cf}]*$")]  # it is printed on terminals
 
 _MOST_NOISED_STEPS = 1_000_000  # their cost takes seconds to work out; more is a mistake or an attack
@@ -39,6 +42,23 @@ class LocalPlan(Config):
     sampler: Literal["uniform", "balanced"] = "uniform"
     proximal: Annotated[float, Field(ge=0)] = 0.0  # mu of FedProx: pulls the local model towards the round's
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    l1: Annotated[float, Field(ge=0)] = 0.0  # pulls every number of the model towards 0 by this much, whatever its size
+    views: Annotated[int, Field(ge=1, le=64)] | None = None  # randomly changed copies that stand for each record of a step
+
+
+class LossPlan(Config):
+    """How much an error counts, where classes are rare. Every number is a public constant, never counted from records."""
+
+    class_weights: Annotated[tuple[_Weight, ...], Field(strict=False, max_length=1000)] | None = None  # of each class
+    focal: Annotated[float, Field(ge=0, le=10)] = 0.0  # gamma: how much less an easy record counts
+    class_shares: Annotated[tuple[_Share, ...], Field(strict=False, max_length=1000)] | None = None  # logit adjustment
+
+    @field_validator("class_shares")
+    @classmethod
+    def _whole(cls, shares: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if shares is not None and abs(math.fsum(shares) - 1) > 1e-3:
+            raise ValueError(f"shares of all classes add up to 1, these to {math.fsum(shares):g}")
+        return shares
 
 
 class StepPlan(Config):
@@ -51,6 +71,26 @@ class StepPlan(Config):
     second_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     epsilon: Positive = 1e-3  # the adaptivity floor of adam and yogi; no relation to privacy
     average_last: Annotated[float, Field(ge=0, lt=1)] = 0.0  # the released model is the mean over this last share of rounds
+
+
+class ValidationPlan(Config):
+    """Looks at patients of every site who are never trained on: which model is released, and when a study is over early.
+
+    What a look releases about these patients carries no noise, so a plan has this section or [privacy], never both.
+    """
+
+    share: Annotated[float, Field(gt=0, le=0.5)] = 0.2  # chance of each training patient, by its own hash, to be set aside
+    every: Annotated[int, Field(ge=1, le=100_000)] = 5  # rounds between two looks; the last round is looked at in any case
+    metric: str | None = None  # a registered one; left out: the task's headline
+    patience: Count | None = None  # so many looks in a row without a new best end the study; left out: never
+    keep: Literal["best", "last"] = "best"  # the model to release
+
+    @field_validator("metric")
+    @classmethod
+    def _registered(cls, name: str | None) -> str | None:
+        if name is not None and name not in METRICS:
+            raise ValueError(f"there is no metric {name!r}; known: {', '.join(METRICS)}")
+        return name
 
 
 class PrivacyPlan(Config):
@@ -89,7 +129,9 @@ class StudyPlan(Config):
     secure_sum: bool = False
     model: dict[str, bool | int | float | str | Annotated[list[int], Field(max_length=64)]] = Field(default_factory=dict)
     local: LocalPlan = LocalPlan()
+    loss: LossPlan = LossPlan()
     step: StepPlan = StepPlan()
+    validation: ValidationPlan | None = None
     privacy: PrivacyPlan | None = None
 
     @model_validator(mode="after")
@@ -137,6 +179,11 @@ class StudyPlan(Config):
         if private is None:
             return []
         problems = []
+        if self.validation is not None:
+            problems.append(
+                "validation: what a look releases about the patients set aside carries no noise in this release, so the "
+                "epsilon would not hold; leave out [validation] or [privacy]"
+            )
         if self.local.sampler != "uniform":
             problems.append(
                 f"local.sampler: {self.local.sampler!r} draws some patients more often than privacy.sampling_rate says, "
@@ -186,6 +233,10 @@ class StudyPlan(Config):
             return private.noise_multiplier
         steps = self.noised_steps(1.0).steps
         return calibrate(private.epsilon, private.delta, private.sampling_rate, steps)
+
+    def looks_after(self, round: int) -> bool:
+        """Whether the validation patients are looked at after `round`, counted from 1."""
+        return self.validation is not None and (round % self.validation.every == 0 or round == self.rounds)
 
     def private(self) -> PrivacyPlan:
         """The [privacy] section; raises `ConfigError` where there is none."""

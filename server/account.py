@@ -9,9 +9,11 @@ from typing import Any
 
 from wardround.common.plan import SignedText, StudyPlan
 from wardround.common.privacy import NoisedSteps, spent
-from wardround.common.registry import look_up
-from wardround.common.tasks import TASKS
+from wardround.common.tasks import task_of
+from wardround.common.tasks.looks import look_of
 from wardround.server.checkpoint import Progress, RoundRecord
+from wardround.server.sheet import sheet
+from wardround.server.validation import best_round, ended_early, handed_out
 
 _PACKAGES = ("wardround", "flwr", "torch", "opacus", "dp-accounting", "numpy", "cryptography", "pydantic")
 
@@ -23,6 +25,7 @@ def study_facts(study: SignedText, progress: Progress, *, stopped: str = "") -> 
     for record in progress.history:
         steps.append(steps_after(plan, steps[-1] if steps else {}, record))
     last = steps[-1] if steps else {}
+    early = "" if stopped else ended_early(plan, progress.history)
     return {
         "schema": "wardround-report/1",
         "study": {
@@ -35,14 +38,16 @@ def study_facts(study: SignedText, progress: Progress, *, stopped: str = "") -> 
             "plan": study.text,
         },
         "outcome": {
-            "status": "stopped" if stopped else "completed",
-            "reason": stopped,
+            "status": "stopped" if stopped else "completed early" if early else "completed",
+            "reason": stopped or early,
             "rounds_done": progress.round,
         },
-        "headline": look_up("task", plan.task, TASKS).headline,
+        "headline": task_of(plan).headline,
         "privacy": {site: _privacy(study, progress, site, last.get(site, 0)) for site in plan.sites} if plan.privacy else {},
+        "validation": _validation(plan, progress),
         "rounds": [_round(study, record, so_far) for record, so_far in zip(progress.history, steps, strict=True)],
         "versions": versions(),
+        "sheet": sheet(plan, handed_out(progress)),
     }
 
 
@@ -62,6 +67,20 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _validation(plan: StudyPlan, progress: Progress) -> dict[str, Any] | None:
+    if plan.validation is None:
+        return None
+    best = best_round(plan, progress.history)
+    return {
+        "metric": look_of(task_of(plan), plan).metric.name,
+        "share": plan.validation.share,
+        "looks": sum(record.validation is not None for record in progress.history),
+        "best_round": best,
+        "best": None if best is None else progress.history[best - 1].validation,
+        "keep": plan.validation.keep,
+    }
 
 
 def _privacy(study: SignedText, progress: Progress, site: str, steps: int) -> dict[str, Any]:
@@ -108,5 +127,7 @@ def _round(study: SignedText, record: RoundRecord, steps: Mapping[str, int]) -> 
         "lost": record.lost,
         "update_norm": record.update_norm,
         "metrics": record.metrics,
+        "validation": record.validation,
+        "not_validated": record.not_validated,
         "epsilon": {site: epsilon_spent(study, count) for site, count in steps.items()} if study.plan.privacy else {},
     }

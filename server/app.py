@@ -14,7 +14,7 @@ from wardround.server import federation
 from wardround.server.checkpoint import Progress
 from wardround.server.federation import Observer
 from wardround.server.roll import say_farewell
-from wardround.server.step import released
+from wardround.server.validation import handed_out
 
 
 def server_app(observer: Observer | None = None, *, every: int = 1) -> ServerApp:
@@ -36,7 +36,7 @@ def server_app(observer: Observer | None = None, *, every: int = 1) -> ServerApp
 
 def write_model(folder: Path, progress: Progress) -> None:
     """The released model as model.safetensors, under torch's own names."""
-    weights = {name: tensor.contiguous() for name, tensor in released(progress.weights, progress.state).items()}
+    weights = {name: tensor.contiguous() for name, tensor in handed_out(progress).items()}
     write_atomically(folder / "model.safetensors", safetensors.torch.save(weights, metadata={"study": progress.study}))
 
 

@@ -37,6 +37,8 @@ class RoundRecord:
     update_norm: float | None
     metrics: dict[str, float]
     steps_spent: dict[str, int]
+    validation: float | None = None  # how the model did on the patients set aside; None where nobody looked
+    not_validated: dict[str, str] = field(default_factory=dict)  # site -> why it is left out of that look
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Progress:
     ledger_heads: dict[str, str] = field(default_factory=dict)
     lost_in_a_row: int = 0
     history: list[RoundRecord] = field(default_factory=list)
+    best: Weights = field(default_factory=dict)  # the model to release so far, where validation keeps one
 
     def save(self, folder: Path) -> None:
         """Write it into `folder`; a crash at any moment leaves the earlier file or this one, whole.
@@ -88,6 +91,7 @@ class Progress:
     def _bytes(self) -> bytes:
         tensors = {f"weights/{name}": tensor.contiguous() for name, tensor in self.weights.items()}
         tensors |= {f"state/{name}": tensor.contiguous() for name, tensor in self.state.items()}
+        tensors |= {f"best/{name}": tensor.contiguous() for name, tensor in self.best.items()}
         facts: dict[str, Any] = {
             "study": self.study,
             "run": self.run,
@@ -116,6 +120,7 @@ class Progress:
             return cls(
                 weights={n.removeprefix("weights/"): t for n, t in tensors.items() if n.startswith("weights/")},
                 state={n.removeprefix("state/"): t for n, t in tensors.items() if n.startswith("state/")},
+                best={n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")},
                 history=history,
                 **facts,
             )

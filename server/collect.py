@@ -10,20 +10,24 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from wardround.common.errors import OrderRefused, UpdateRefused, WardroundError
-from wardround.common.messages import ROUND_TAKEN, OrderFacts, UpdateFacts, pack_with_model, unpack_model
+from wardround.common.messages import ROUND_TAKEN, LookFacts, OrderFacts, UpdateFacts, pack_with_model, unpack_model
 from wardround.common.plan import StudyPlan
 from wardround.common.weights import Shapes, Weights, norm, pack
-from wardround.server.combine import Combiner, combiner
+from wardround.server.combine import combiner
 
 _POLL_SECONDS = 0.2  # between two looks for replies on a network; a grid in this process never waits
 _LONGEST_REASON = 300  # characters of a site's own words that are written down
+
+_Order = TypeVar("_Order", OrderFacts, LookFacts)
+_T = TypeVar("_T")
 
 log = logging.getLogger("wardround.coordinator")
 
@@ -54,9 +58,15 @@ def collect(
     an early one waits for its turn.
     """
     found = Collected()
-    mail = _Mail(grid, pack(weights), addresses, plan.deadline_seconds)
+    mail = Mail[OrderFacts](grid, "train", pack(weights), addresses, plan.deadline_seconds)
     mail.send(orders)
-    line = _Line(list(orders), combiner(plan, shapes), plan.weights())
+    total, share = combiner(plan, shapes), plan.weights()
+
+    def fold(site: str, update: Weights) -> None:
+        total.add(update, share[site])
+        found.sites.append(site)
+
+    line = Line(list(orders), fold, kept=lambda update: {name: tensor.clone() for name, tensor in update.items()})
     attempts = plan.privacy.max_attempts if plan.privacy else 1  # the plan's budget counts them all
     for site, reply in mail.replies():
         order = mail.orders[site]
@@ -77,30 +87,31 @@ def collect(
     for site in mail.unanswered:
         found.dropped[site] = f"no answer within {plan.deadline_seconds:g} s"
         line.skip(site)
-    found.sites = line.counted
     if len(found.sites) >= plan.min_sites:
-        found.update = line.combiner.result()
+        found.update = total.result()
     return found
 
 
-class _Mail:
-    """Orders out, replies in, until all have answered or the deadline has passed."""
+class Mail(Generic[_Order]):
+    """Orders out, replies in, until all have answered or the deadline has passed; `kind` is Flower's type of message."""
 
-    def __init__(self, grid: Grid, model: ArrayRecord, addresses: Mapping[str, int], seconds: float) -> None:
-        self.orders: dict[str, OrderFacts] = {}
-        self._grid, self._model, self._addresses = grid, model, addresses
+    def __init__(self, grid: Grid, kind: str, model: ArrayRecord, addresses: Mapping[str, int], seconds: float) -> None:
+        self.orders: dict[str, _Order] = {}
+        self._grid, self._kind, self._model, self._addresses = grid, kind, model, addresses
         self._asked: dict[str, str] = {}  # message id -> site
         self._deadline = time.monotonic() + seconds
 
-    def send(self, orders: Mapping[str, OrderFacts]) -> None:
+    def send(self, orders: Mapping[str, _Order]) -> None:
+        """Ask each site; one that was asked before is asked anew."""
         messages = [
-            Message(pack_with_model(order, self._model), self._addresses[site], "train", group_id=str(order.round))
+            Message(pack_with_model(order, self._model), self._addresses[site], self._kind, group_id=str(order.round))
             for site, order in orders.items()
         ]
         self._asked |= dict(zip(self._grid.push_messages(messages), orders, strict=True))
         self.orders |= orders
 
     def replies(self) -> Iterator[tuple[str, Message]]:
+        """(site, its reply), as they come."""
         while self._asked and time.monotonic() < self._deadline:
             arrived = list(self._grid.pull_messages(list(self._asked)))
             if not arrived:
@@ -114,39 +125,37 @@ class _Mail:
 
     @property
     def unanswered(self) -> list[str]:
+        """Sites that were asked and have not answered yet."""
         return list(self._asked.values())
 
 
-class _Line:
-    """Folds updates in a fixed order; one that comes early waits, as a copy."""
+class Line(Generic[_T]):
+    """Folds what sites sent in a fixed order; what comes early waits, as `kept` makes it."""
 
-    def __init__(self, order: list[str], combiner: Combiner, share: Mapping[str, float]) -> None:
-        self.combiner = combiner
-        self.counted: list[str] = []
-        self._share = share
-        self._waiting: dict[str, Weights | None] = {}
-        self._order = order
+    def __init__(self, order: list[str], fold: Callable[[str, _T], None], kept: Callable[[_T], _T] = lambda sent: sent) -> None:
+        self._order, self._fold, self._kept = order, fold, kept
+        self._waiting: dict[str, _T | None] = {}
 
-    def take(self, site: str, update: Weights) -> None:
+    def take(self, site: str, sent: _T) -> None:
+        """What `site` sent; lent until this returns."""
         if self._order[0] == site:
-            self._fold(update)
+            self._order.pop(0)
+            self._fold(site, sent)
         else:
-            self._waiting[site] = {name: tensor.clone() for name, tensor in update.items()}
+            self._waiting[site] = self._kept(sent)
         self._catch_up()
 
     def skip(self, site: str) -> None:
+        """Nothing comes from `site`."""
         self._waiting[site] = None
         self._catch_up()
 
     def _catch_up(self) -> None:
         while self._order and self._order[0] in self._waiting:
-            self._fold(self._waiting.pop(self._order[0]))
-
-    def _fold(self, update: Weights | None) -> None:
-        site = self._order.pop(0)
-        if update is not None:
-            self.combiner.add(update, self._share[site])
-            self.counted.append(site)
+            site = self._order.pop(0)
+            sent = self._waiting.pop(site)
+            if sent is not None:
+                self._fold(site, sent)
 
 
 def _sound(reply: Message, site: str, order: OrderFacts, plan: StudyPlan, shapes: Shapes) -> tuple[UpdateFacts, Weights]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from wardround.common.plan import SignedText
 from wardround.common.privacy import spent
-from wardround.common.registry import look_up
-from wardround.common.tasks import TASKS
+from wardround.common.tasks import task_of
+from wardround.common.tasks.looks import look_of
 from wardround.common.weights import Shapes, trainable
 
 
@@ -18,7 +18,8 @@ def facts(study: SignedText) -> dict[str, Any]:
         ConfigError: no such task, or model options the task's network does not have.
     """
     plan = study.plan
-    shapes = Shapes.like(trainable(look_up("task", plan.task, TASKS).model(plan.model, plan.seed)))
+    shapes = Shapes.like(trainable(task_of(plan).model(plan.model, plan.seed)))
+    look = None if plan.validation is None else look_of(task_of(plan), plan)
     found: dict[str, Any] = {
         "name": plan.name,
         "digest": study.digest,
@@ -28,6 +29,7 @@ def facts(study: SignedText) -> dict[str, Any]:
         "min_sites": plan.min_sites,
         "parameters": shapes.count,
         "bytes_per_round_and_site": {"down": shapes.nbytes, "up": shapes.nbytes},
+        "validation": None if look is None else {"metric": look.metric.name, "bytes_per_look_and_site": look.nbytes},
         "privacy": None,
     }
     if plan.privacy is not None:
@@ -51,7 +53,7 @@ def sentences(study: SignedText) -> list[str]:
     more = f" and {len(plan.sites) - 20} more" if len(plan.sites) > 20 else ""
     up = known["bytes_per_round_and_site"]["up"]
     lines = [
-        f"Study {plan.name}: {plan.title or look_up('task', plan.task, TASKS).title}.",
+        f"Study {plan.name}: {plan.title or task_of(plan).title}.",
         f"Identity (SHA-256 of the plan's text): {study.digest}",
         f"Sites: {sites}{more}.",
         f"{plan.rounds} rounds; a round with fewer than {plan.min_sites} sites changes nothing, and "
@@ -62,8 +64,13 @@ def sentences(study: SignedText) -> list[str]:
     ]
     if plan.privacy is None:
         lines += [
+            *_of_validation(study),
             "Privacy: none. The coordinator sees every hospital's exact update, and no bound holds for any patient.",
-            "What leaves a hospital: its update each round, and the names of study, run and round. No records, no counts.",
+            "What leaves a hospital: its update each round, and the names of study, run and round. No records, no counts."
+            if plan.validation is None
+            else "What leaves a hospital: its update each round, the names of study, run and round, and after each look the "
+            "sums over the patients set aside, exact and without noise: counts by class, by answer and by predicted "
+            "probability, and total losses. No records.",
         ]
         return lines
     private, cost = plan.privacy, known["privacy"]
@@ -78,4 +85,17 @@ def sentences(study: SignedText) -> list[str]:
         f"gradient to {private.clip_norm:g} and adds noise of {cost['noise_multiplier']:.2f} times that, at the hospital.",
         "What leaves a hospital: one noised update a round, the names of study, run and round, the number of noised steps "
         "so far, and the hash of its ledger's newest entry. No records, no counts, no losses.",
+    ]
+
+
+def _of_validation(study: SignedText) -> list[str]:
+    plan = study.plan
+    if plan.validation is None:
+        return []
+    of, metric = plan.validation, look_of(task_of(plan), plan).metric.label
+    end = "" if of.patience is None else f" The study ends early after {of.patience} in a row without a new best {metric}."
+    model = "that of the best look" if of.keep == "best" else "that of the last round"
+    return [
+        f"Validation: about {of.share:.0%} of each hospital's training patients are set aside and never trained on. They are "
+        f"looked at every {of.every} rounds and after the last one, for {metric}; the released model is {model}.{end}"
     ]

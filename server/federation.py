@@ -17,14 +17,14 @@ from flwr.serverapp import Grid
 
 from wardround.common.errors import StudyStopped
 from wardround.common.messages import OrderFacts
-from wardround.common.plan import SignedText
-from wardround.common.registry import look_up
-from wardround.common.tasks import TASKS
+from wardround.common.plan import SignedText, StudyPlan
+from wardround.common.tasks import task_of
 from wardround.common.weights import Shapes, Weights, norm, trainable
 from wardround.server.checkpoint import Progress, RoundRecord
 from wardround.server.collect import Collected, collect
 from wardround.server.roll import Roll, call_the_roll, with_newcomers
 from wardround.server.step import released, step
+from wardround.server.validation import Seen, ended_early, look, with_best
 
 log = logging.getLogger("wardround.coordinator")
 
@@ -50,12 +50,17 @@ def opened(study: SignedText, folder: Path | None) -> Progress:
         log.info("going on after round %d", found.round)
         return found
     plan = study.plan
-    first = look_up("task", plan.task, TASKS).model(plan.model, plan.seed)
+    first = task_of(plan).model(plan.model, plan.seed)
     return Progress(study.digest, run=secrets.token_hex(8), round=0, weights=trainable(first))
 
 
+def finished(plan: StudyPlan, progress: Progress) -> bool:
+    """Whether nothing is left to train."""
+    return progress.round >= plan.rounds or bool(ended_early(plan, progress.history))
+
+
 def run(grid: Grid, study: SignedText, progress: Progress, *, folder: Path | None, every: int, observer: Observer) -> Progress:
-    """Train from `progress` to the plan's last round.
+    """Train from `progress` to the plan's last round, or until its patience is over.
 
     Args:
         grid: how messages reach sites.
@@ -73,15 +78,15 @@ def run(grid: Grid, study: SignedText, progress: Progress, *, folder: Path | Non
         _keep(progress, folder)  # the run's name must survive a crash before any site reserves privacy under it
     roll = call_the_roll(grid, study, progress.run)
     observer.began(list(roll.addresses), roll.refused)
-    if len(roll.addresses) < plan.min_sites and progress.round < plan.rounds:
+    if len(roll.addresses) < plan.min_sites and not finished(plan, progress):
         raise StudyStopped(roll.too_few(study))
     # a site's head from an earlier run of this coordinator outranks what the site says of itself today
     progress = replace(progress, ledger_heads=roll.ledger_heads | progress.ledger_heads)
     shapes = Shapes.like(progress.weights)
-    while progress.round < plan.rounds:
+    while not finished(plan, progress):
         roll = with_newcomers(grid, study, progress.run, roll)
         progress = one_round(grid, study, progress, shapes, roll, observer)
-        if progress.round % every == 0 or progress.round == plan.rounds:
+        if progress.round % every == 0 or finished(plan, progress):
             _keep(progress, folder)
         observer.round_done(progress.history[-1])
         if progress.lost_in_a_row >= plan.lost_rounds:
@@ -105,6 +110,9 @@ def one_round(grid: Grid, study: SignedText, progress: Progress, shapes: Shapes,
     if found.update is not None:
         weights, state = step(weights, found.update, state, plan, number)
         length = norm(found.update)
+    current, seen = released(weights, state), Seen()
+    if found.update is not None and plan.looks_after(number):
+        seen = look(grid, study, progress.run, number, current, roll.addresses)
     record = RoundRecord(
         round=number,
         attempt=found.attempt,
@@ -113,9 +121,12 @@ def one_round(grid: Grid, study: SignedText, progress: Progress, shapes: Shapes,
         dropped=found.dropped,
         lost=found.update is None,
         update_norm=length,
-        metrics=observer.measure(number, released(weights, state)),
+        metrics=observer.measure(number, current),
         steps_spent=found.steps_spent,
+        validation=seen.value,
+        not_validated=seen.missing,
     )
+    history = [*progress.history, record]
     return Progress(
         study=progress.study,
         run=progress.run,
@@ -124,7 +135,8 @@ def one_round(grid: Grid, study: SignedText, progress: Progress, shapes: Shapes,
         state=state,
         ledger_heads=progress.ledger_heads | _seen(found),
         lost_in_a_row=progress.lost_in_a_row + 1 if record.lost else 0,
-        history=[*progress.history, record],
+        history=history,
+        best=with_best(plan, history, progress.best, current),
     )
 
 

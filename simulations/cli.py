@@ -24,6 +24,9 @@ def simulate(
         bool | None,
         typer.Option("--baselines/--no-baselines", help="Also train each hospital alone and all pooled; on by default."),
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data sets that are not embedded; WARDROUND_DATA says the same.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the run folder goes.")] = Path("runs"),
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder (or its name below --out).")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the report's path, nothing else.")] = False,
@@ -46,6 +49,6 @@ def simulate(
         Request(
             study=study, epsilon=epsilon, rounds=rounds, without_privacy=no_privacy, sites=sites, partition=partition,
             seed=seed, seeds=seeds, processes=processes, baselines=baselines, out=out, resume=resume, quiet=quiet,
-            json=json,
+            json=json, data=data,
         )
     )  # fmt: skip

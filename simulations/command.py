@@ -14,10 +14,12 @@ from rich.table import Table
 from wardround.common.errors import ConfigError
 from wardround.common.plan import SignedText
 from wardround.common.studies import find_study
-from wardround.server.report import Report, write_report
+from wardround.server.report import Report, words, write_report
 from wardround.simulations.live import LiveView
 from wardround.simulations.run import Watch, over_seeds, seed_folders, simulate
 from wardround.simulations.scenario import Changes, Scenario, Settings, fresh_folder
+
+_SHOWN_METRICS = 2  # with their intervals, more do not fit a terminal
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Request:
     resume: Path | None = None
     quiet: bool = False
     json: bool = False
+    data: Path | None = None
 
 
 def run(request: Request) -> None:
@@ -87,7 +90,7 @@ def _prepared(request: Request) -> tuple[Path, Settings, list[Scenario]]:
             request.epsilon, request.rounds, request.without_privacy, request.sites, request.partition,
             seed if request.seed is not None or request.seeds > 1 else None,
         )  # fmt: skip
-        scenarios.append(Scenario.prepare(source, path, changes))
+        scenarios.append(Scenario.prepare(source, path, changes, request.data))
     settings.save(folder)
     return folder, settings, scenarios
 
@@ -143,7 +146,10 @@ def _plain_watch(console: Console) -> Watch:
 
     def round_done(record: object) -> None:
         number = getattr(record, "round", 0)
-        metrics = ", ".join(f"{name} {value:.3f}" for name, value in getattr(record, "metrics", {}).items())
+        figures = dict(getattr(record, "metrics", {}))
+        seen = getattr(record, "validation", None)
+        figures |= {} if seen is None else {"validation": seen}
+        metrics = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         if number % 10 == 0 or number == 1:
             console.print(f"round {number}: {metrics}", highlight=False)
 
@@ -158,19 +164,24 @@ def _print_summary(console: Console, report: Report, folder: Path) -> None:
     table = report.model_dump(mode="json", by_alias=True)
     headline = table["headline"]
     results, privacy = table["results"], table["privacy"]
+    metrics = [headline, *(name for name in results["federated"] if name != headline)][:_SHOWN_METRICS]
     shown = Table(title=f"{table['study']['title']}: same test patients of all hospitals", title_justify="left")
-    for column in ("model", headline, "accuracy"):
+    for column in ("model", *metrics):
         shown.add_column(column)
     rows = {"federated": results["federated"], "pooled, no noise": results["pooled"]}
     rows |= {f"{site} alone": figures for site, figures in list(results["local"].items())[:12]}
     for name, figures in rows.items():
         if figures:
-            shown.add_row(name, _figure(figures.get(headline)), _figure(figures.get("accuracy")))
+            shown.add_row(name, *(_figure(figures.get(metric)) for metric in metrics))
     console.print(shown)
     if seeds := table["seeds"]:
         figures = seeds["federated"][headline]
         spread = f" ± {figures['sd']:.3f}" if figures["sd"] is not None else ""
         console.print(f"federated {headline} over {len(seeds['values'])} seeds: {figures['mean']:.3f}{spread} (mean ± sd)")
+    if table["validation"] and table["validation"]["best_round"] is not None:
+        console.print(words.validation(report), highlight=False)
+    if table["outcome"]["status"] == "completed early":
+        console.print(f"completed early: {table['outcome']['reason']}", highlight=False)
     if privacy:
         worst = max(privacy.values(), key=lambda site: site["epsilon"])
         console.print(

@@ -31,6 +31,7 @@ class LiveView:
         self._rounds = self._bar.add_task("rounds", total=None, figure="")
         self._baselines = self._bar.add_task("baselines", total=None, figure="", visible=False)
         self._last: RoundRecord | None = None
+        self._seen = ""  # at the last look
         self._refused: dict[str, str] = {}
         self._steps: dict[str, int] = {}
         self._drawn = 0.0
@@ -60,7 +61,9 @@ class LiveView:
         self._steps = steps_after(self._scenario.study.plan, self._steps, record)
         headline = self._scenario.task.headline
         figure = f"{headline} {record.metrics[headline]:.3f}" if headline in record.metrics else ""
-        self._bar.update(self._rounds, completed=record.round, figure=figure)
+        if record.validation is not None:
+            self._seen = f"validation {record.validation:.3f} (round {record.round})"
+        self._bar.update(self._rounds, completed=record.round, figure="  ".join(filter(None, (figure, self._seen))))
         self._draw()
 
     def _baseline(self, name: str, done: int, total: int) -> None:

@@ -18,27 +18,25 @@ import torch
 from flwr.app import Context, RecordDict
 
 from wardround.client.app import client_app
-from wardround.client.data import open_records
+from wardround.client.data import open_parted, open_records
 from wardround.client.hospital import CoinsFor, os_coins
 from wardround.client.ledger import PrivacyLedger
 from wardround.client.policy import SiteConfig
 from wardround.common.devices import keep_memory
 from wardround.common.errors import StudyStopped
-from wardround.common.metrics import METRICS, Scores, interval
 from wardround.common.privacy import filtered, spent
-from wardround.common.tasks import Records, Task, scores
+from wardround.common.tasks import Records
 from wardround.common.weights import Weights
 from wardround.server.account import study_facts
 from wardround.server.app import server_app
 from wardround.server.checkpoint import Progress, RoundRecord
 from wardround.server.federation import Observer
 from wardround.server.report import Report, write_report
-from wardround.server.step import released
+from wardround.server.validation import handed_out
 from wardround.simulations.baselines import train_alone
 from wardround.simulations.grid import LocalGrid
+from wardround.simulations.held_out import HeldOut
 from wardround.simulations.scenario import Scenario
-
-_MOST_INTERVALS = 50  # sites; beyond, each hospital's own figures come without intervals, which would take minutes
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def simulate(
     torch.set_num_threads(1)
     watch = watch or Watch()
     began = time.perf_counter()
-    tests = _Tests.open(scenario)
+    tests = HeldOut.open(scenario)
     with _logging_to(scenario.folder / "log.txt"):
         stopped = _train(scenario, tests, processes, every, watch, coins_for)
     trained = time.perf_counter()
@@ -88,7 +86,7 @@ def simulate(
     facts = study_facts(scenario.study, checkpoint, stopped=str(stopped or ""))
     facts |= {
         "privacy": _with_ledgers(scenario, checkpoint.run, facts["privacy"]),
-        "results": tests.results(released(checkpoint.weights, checkpoint.state), alone),
+        "results": tests.results(handed_out(checkpoint), alone),
         "sites": tests.sites(),
         "seeds": None,
         "seconds": {
@@ -96,7 +94,11 @@ def simulate(
             "training": math.fsum(record.seconds for record in checkpoint.history),  # also what came before a resume
             "baselines": done - trained,
         },
-        "notes": [_NOTE_SIMULATION, _NOTE_BASELINES] if alone else [_NOTE_SIMULATION],
+        "notes": [
+            _NOTE_SIMULATION,
+            *([_NOTE_BASELINES, *tests.compared(checkpoint)] if alone else []),
+            *([_NOTE_VALIDATION] if alone and scenario.study.plan.validation else []),
+        ],
     }
     report = Report.model_validate(facts)
     write_report(scenario.folder, report)
@@ -107,6 +109,10 @@ def simulate(
 
 _NOTE_SIMULATION = (
     "This was a simulation: all hospitals were run on one machine, so their test patients could be looked at together."
+)
+_NOTE_VALIDATION = (
+    "The hospitals alone and the pooled model leave out the patients set aside for validation too; they train for all planned "
+    "rounds, and their last model is judged."
 )
 _NOTE_BASELINES = (
     "The hospitals alone and the pooled model were trained without noise: alone, nothing leaves a hospital, and pooled is "
@@ -134,13 +140,16 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 def _train(
-    scenario: Scenario, tests: _Tests, processes: int, every: int, watch: Watch, coins_for: CoinsFor
+    scenario: Scenario, tests: HeldOut, processes: int, every: int, watch: Watch, coins_for: CoinsFor
 ) -> StudyStopped | None:
     plan = scenario.study.plan
     run_config = {"plan": scenario.study.text, "folder": str(scenario.folder)}
+    often = scenario.task.makes.measured_every if scenario.task.makes else 1
     observer = Observer(
         began=lambda present, refused: watch.began(scenario, present, refused),
-        measure=lambda round, weights: tests.figures(tests.pooled(weights)),
+        measure=lambda round, weights: (
+            tests.figures(tests.pooled(weights)) if round % often == 0 or round == plan.rounds else {}
+        ),
         round_done=watch.round_done,
     )
     app = server_app(observer, every=1 if plan.privacy else every)
@@ -155,7 +164,7 @@ def _train(
 
 def _baselines(scenario: Scenario, watch: Watch) -> dict[str, Weights]:
     """Models by name: each site's, and "" for the pooled one."""
-    parts = {site: open_records(scenario.source(site), scenario.task)[0] for site in scenario.sites}
+    parts = {site: _trained_on(scenario, site) for site in scenario.sites}
     parts = {site: records for site, records in parts.items() if len(records)}
     models: dict[str, Weights] = {}
     for number, (site, records) in enumerate(parts.items()):
@@ -167,66 +176,11 @@ def _baselines(scenario: Scenario, watch: Watch) -> dict[str, Weights]:
     return models
 
 
-@dataclass(frozen=True)
-class _Tests:
-    """The held-out patients of every hospital. Only a simulation has them in one place."""
-
-    task: Task
-    scenario: Scenario
-    model: torch.nn.Module
-    of_site: dict[str, Records]
-    together: Records
-
-    @classmethod
-    def open(cls, scenario: Scenario) -> _Tests:
-        task = scenario.task
-        held_out = {site: open_records(scenario.source(site), task)[1] for site in scenario.sites}
-        plan = scenario.study.plan
-        together = reduce(add, held_out.values())
-        return cls(task, scenario, task.model(plan.model, plan.seed), held_out, together)
-
-    def pooled(self, weights: Weights) -> Scores:
-        return scores(self.model, weights, self.together)
-
-    def figures(self, found: Scores) -> dict[str, float]:
-        values = {name: METRICS[name](found) for name in self.task.metrics}
-        return {name: value for name, value in values.items() if math.isfinite(value)}
-
-    def sites(self) -> dict[str, Any]:
-        plan = self.scenario.study.plan
-        return {
-            site: {"declared_patients": plan.sites[site], "test_patients": self.of_site[site].patients} for site in plan.sites
-        }
-
-    def results(self, federated: Weights, alone: dict[str, Weights]) -> dict[str, Any]:
-        pooled = alone.get("")
-        local = {site: weights for site, weights in alone.items() if site}
-        return {
-            "federated": self._estimates(self.pooled(federated)),
-            "pooled": self._estimates(self.pooled(pooled)) if pooled else {},
-            "local": {site: self._estimates(self.pooled(weights)) for site, weights in local.items()},
-            "by_site": {site: self._by_site(site, federated, local.get(site), pooled) for site in self.of_site},
-        }
-
-    def _by_site(self, site: str, federated: Weights, local: Weights | None, pooled: Weights | None) -> dict[str, Any]:
-        records = self.of_site[site]
-        intervals = len(self.of_site) <= _MOST_INTERVALS
-        models = {"federated": federated, "local": local, "pooled": pooled}
-        return {"test_patients": records.patients} | {
-            name: self._estimates(scores(self.model, weights, records), intervals) if weights else {}
-            for name, weights in models.items()
-        }
-
-    def _estimates(self, found: Scores, intervals: bool = True) -> dict[str, Any]:
-        seed = self.scenario.study.plan.seed if intervals else None
-        return {name: _estimate(METRICS[name], found, seed) for name in self.task.metrics}
-
-
-def _estimate(metric: Callable[[Scores], float], found: Scores, seed: int | None) -> dict[str, float | None]:
-    value = metric(found)
-    ends = interval(metric, found, seed=seed) if seed is not None else None
-    low, high = ends if ends else (None, None)
-    return {"value": value if math.isfinite(value) else None, "low": low, "high": high}
+def _trained_on(scenario: Scenario, site: str) -> Records:
+    validation = scenario.study.plan.validation
+    if validation is None:
+        return open_records(scenario.source(site), scenario.task)[0]
+    return open_parted(scenario.source(site), scenario.task, validation.share)[0]
 
 
 def _with_ledgers(scenario: Scenario, run: str, privacy: dict[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import typer.main
 
 from wardround.client.policy import Compute, DataSource, SiteConfig, SitePolicy
 from wardround.common.cli import application
-from wardround.common.plan import LocalPlan, PrivacyPlan, StepPlan, StudyPlan
+from wardround.common.plan import LocalPlan, LossPlan, PrivacyPlan, StepPlan, StudyPlan, ValidationPlan
 
 ROOT = Path(__file__).parent.parent
-SECTIONS = (Compute, DataSource, SitePolicy, LocalPlan, PrivacyPlan, StepPlan)
+SECTIONS = (Compute, DataSource, SitePolicy, LocalPlan, LossPlan, PrivacyPlan, StepPlan, ValidationPlan)
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 

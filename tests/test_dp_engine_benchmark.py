@@ -57,6 +57,7 @@ def test_a_mode_that_gives_another_sum_is_not_timed(monkeypatch: pytest.MonkeyPa
     assert "wrong" in found.note
 
 
+@pytest.mark.slow
 def test_a_mode_that_raises_is_reported_in_its_own_words():
     found = usable(NETWORKS["unet"], "ew", "cpu")
     assert not found.works

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,8 +24,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from wardround.server.checkpoint import Progress
 from wardround.simulations.run import simulate
-from wardround.simulations.scenario import Scenario
+from wardround.simulations.scenario import Changes, Scenario
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -54,6 +56,25 @@ def test_network_and_simulation_give_the_same_bits(tmp_path: Path, scenario: Cal
     found = safetensors.torch.load_file(remote.folder / "model.safetensors")
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.live
+def test_network_and_simulation_decide_the_same_in_looks(tmp_path: Path, study_file: Path):
+    table = tomllib.loads(study_file.read_text())
+    table.pop("privacy")
+    table |= {"rounds": 2, "validation": {"share": 0.4, "every": 2, "metric": "log_loss"}}
+    (tmp_path / "looks.toml").write_text(tomli_w.dumps(table))
+    local, remote = (Scenario.prepare(tmp_path / "looks.toml", tmp_path / name, Changes()) for name in ("local", "remote"))
+    simulate(local, baselines=False)
+    with deployment(tmp_path, remote) as home:
+        submit(tmp_path, remote, home)
+        wait_for(remote.folder / "model.safetensors", home)
+    expected, found = (Progress.latest(s.folder / "checkpoints", study=s.study.digest) for s in (local, remote))
+    assert expected is not None
+    assert found is not None
+    assert [record.validation for record in found.history] == [record.validation for record in expected.history]
+    assert expected.history[-1].validation is not None
+    assert (remote.folder / "model.safetensors").read_bytes() == (local.folder / "model.safetensors").read_bytes()
 
 
 @contextlib.contextmanager

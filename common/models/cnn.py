@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
 from torch import Tensor, nn
+
+from wardround.common.models.parts import dropout as dropping
+from wardround.common.models.parts import whole
+
+
+class MaxPool(nn.MaxPool2d):
+    """`nn.MaxPool2d` with the channels last in memory: torch's kernel for that is nine times faster on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width) -> the same, smaller."""
+        largest: Tensor = super().forward(x if x.is_cuda else x.contiguous(memory_format=torch.channels_last))
+        return largest
 
 
 class CNN(nn.Module):
     """Small images -> class scores.  `image` (batch, channels, side, side) -> logits (batch, classes)."""
 
-    def __init__(self, channels: int, side: int, classes: int) -> None:
+    def __init__(
+        self, channels: int, side: int, classes: int, widths: Sequence[int] = (16, 32), hidden: int = 128, drop: float = 0.0
+    ) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        )  # fmt: skip
-        self.classifier = nn.Sequential(nn.Linear(32 * (side // 4) ** 2, 128), nn.ReLU(), nn.Linear(128, classes))
+        whole(channels=channels, side=side, classes=classes)
+        if side < 2 ** len(widths):
+            raise ValueError(f"side is {side}; {len(widths)} halvings want {2 ** len(widths)} or more")
+        layers: list[nn.Module] = []
+        for inside, outside in pairwise((channels, *widths)):
+            # the largest of four is the same before and after a ReLU, but a quarter of the work behind it
+            layers += nn.Conv2d(inside, outside, 3, padding=1), MaxPool(2), nn.ReLU()
+        self.features = nn.Sequential(*layers)
+        self.dropout = dropping(drop)
+        flat = widths[-1] * (side // 2 ** len(widths)) ** 2
+        self.classifier = nn.Sequential(nn.Linear(flat, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
     def forward(self, image: Tensor) -> Tensor:
         """(batch, channels, side, side) -> (batch, classes)."""
-        logits: Tensor = self.classifier(self.features(image).flatten(1))
+        logits: Tensor = self.classifier(self.dropout(self.features(image).flatten(1)))
         return logits
 
 
-def cnn(*, channels: int = 1, side: int = 28, classes: int = 2) -> CNN:
+def cnn(*, channels: int = 1, side: int = 28, classes: int = 2, dropout: float = 0.0) -> CNN:
     """Two convolutions, two linear layers; 205,890 parameters for 28 x 28 grey images and two classes."""
-    return CNN(channels, side, classes)
+    return CNN(channels, side, classes, drop=dropout)
+
+
+def two_conv_cnn(*, channels: int = 3, side: int = 32, classes: int = 10, dropout: float = 0.0) -> CNN:
+    """Convolutions to 32 and 64 channels, then 128 features; 545,098 parameters for 3 x 32 x 32 and ten classes."""
+    return CNN(channels, side, classes, (32, 64), 128, dropout)
+
+
+def three_conv_cnn(*, channels: int = 3, side: int = 32, classes: int = 10, dropout: float = 0.0) -> CNN:
+    """Convolutions to 32, 64 and 128 channels, then 1,000 features; 2,152,258 parameters for 3 x 32 x 32 and ten classes."""
+    return CNN(channels, side, classes, (32, 64, 128), 1000, dropout)
 
 
 class _Block(nn.Module):

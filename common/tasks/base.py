@@ -7,18 +7,23 @@ A record is a mapping of named fields, and a model's `forward` takes those names
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from wardround.common.errors import DataRefused
-from wardround.common.metrics import Scores
+from wardround.common.metrics import Judged, Scores
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Chance = Callable[[int], Tensor]  # so many uniform float64 numbers in [0, 1)
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Records:
 
     Attributes:
         fields: named tensors, each (records, ...).
-        label: (records,) int64.
+        label: (records, ...): the class, int64; or a mask, boxes, whatever the task's loss compares with.
         patient: (records,) int64, numbering the patients 0, 1, ... in order of first appearance.
     """
 
@@ -66,147 +71,76 @@ class Records:
         )
 
 
-@dataclass(frozen=True)
-class Column:
-    """One finding of a table and how it becomes numbers.
+class Schema(Protocol):
+    """What one record looks like. How files become such records is a method of each kind of schema."""
 
-    A number becomes `(value - centre) / scale`, cut to [-3, 3]. A finding with `yes` and `no` values becomes 1 or -1. A
-    value that may be absent becomes 0 and adds an entry that says so.
-    """
-
-    name: str
-    meaning: str
-    low: float = -np.inf  # the plausible range of a number; outside of it is a mistake of unit or column
-    high: float = np.inf
-    centre: float = 0.0
-    scale: float = 1.0
-    yes: tuple[float, ...] = ()
-    no: tuple[float, ...] = ()
-    may_be_missing: bool = True
-    absent_values: tuple[float, ...] = ()  # numbers that some hospitals write for "not measured"
-    read_from: str = ""  # the file's column, where one column holds two findings
+    def blank(self, count: int) -> Records:
+        """`count` records of nobody: all zeros, in the shapes and dtypes of real ones, each a patient of its own."""
+        ...
 
     @property
-    def column(self) -> str:
-        """The file's column."""
-        return self.read_from or self.name
-
-    @property
-    def width(self) -> int:
-        """How many entries of the encoded row it takes."""
-        return 1 + self.may_be_missing
-
-    def encode(self, raw: NDArray[np.float64]) -> NDArray[np.float32]:
-        """(records,) with NaN for absent -> (records, width).
-
-        Raises:
-            DataRefused: implausible or unexpected values; how many is told to the site alone.
-        """
-        raw = np.where(np.isin(raw, self.absent_values), np.nan, raw)
-        absent = np.isnan(raw)
-        if absent.any() and not self.may_be_missing:
-            raise _unfit(f"column {self.column}", absent, "have no value")
-        if self.yes:
-            wrong = ~absent & ~np.isin(raw, (*self.yes, *self.no))
-            entry = np.isin(raw, self.yes).astype(np.float64) - np.isin(raw, self.no)
-            wanted = f"one of {sorted((*self.yes, *self.no))}"
-        else:
-            wrong = ~absent & ~((raw >= self.low) & (raw <= self.high))
-            entry = np.nan_to_num(np.clip((raw - self.centre) / self.scale, -3, 3))
-            wanted = f"between {self.low:g} and {self.high:g}"
-        if wrong.any():
-            raise _unfit(f"column {self.column}", wrong, f"are not {wanted}")
-        parts = [entry, absent] if self.may_be_missing else [entry]
-        return np.stack([part.astype(np.float32) for part in parts], axis=1)
+    def classes(self) -> int:
+        """Labels are 0 .. classes - 1; 0 where a label is no class."""
+        ...
 
 
-def _unfit(what: str, wrong: NDArray[np.bool_], why: str) -> DataRefused:
+def blank(
+    count: int, label: tuple[int, ...] = (), label_dtype: torch.dtype = torch.int64, /, **fields: tuple[int, ...]
+) -> Records:
+    """Zeros for `Schema.blank`: fields by the shape of one record's entry. A field called `tokens` is int64, others float32."""
+    kinds = {"tokens": torch.int64}
+    empty = {name: torch.zeros(count, *shape, dtype=kinds.get(name, torch.float32)) for name, shape in fields.items()}
+    return Records(empty, torch.zeros(count, *label, dtype=label_dtype), torch.arange(count))
+
+
+def unfit(what: str, wrong: NDArray[np.bool_], why: str) -> DataRefused:
+    """The refusal of records that do not fit the schema."""
     # even a count is a figure about patients, so it stays in the detail
     return DataRefused(f"{what} does not fit the task's schema", detail=f"{int(wrong.sum())} records {why}")
 
 
-@dataclass(frozen=True)
-class TableSchema:
-    """The columns of one record of a table, its label, and how an absent value is written."""
-
-    columns: tuple[Column, ...]
-    label: str
-    positive_above: float  # the label is 1 where its column is larger
-    label_range: tuple[float, float]
-    absent: tuple[str, ...] = ("", "?", "NA", "NaN", "nan")
-    scale: float = 1.0  # every encoded row is divided by it
-
-    @property
-    def width(self) -> int:
-        """Length of one encoded row."""
-        return sum(column.width for column in self.columns)
-
-    @property
-    def names(self) -> list[str]:
-        """The file's columns in order, the label last."""
-        return [*dict.fromkeys(column.column for column in self.columns), self.label]
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of one record's entry for each field, as in `ArraySchema`."""
-        return {"table": (self.width,)}
-
-    def encode(self, raw: Mapping[str, NDArray[np.float64]], patient: Sequence[str]) -> Records:
-        """Raw numbers by column (NaN for absent) and a patient id per record -> `Records` with one field `table`."""
-        table = np.concatenate([column.encode(raw[column.column]) for column in self.columns], axis=1)
-        table /= np.float32(self.scale)
-        outcome = raw[self.label]
-        low, high = self.label_range
-        wrong: NDArray[np.bool_] = ~((outcome >= low) & (outcome <= high))
-        if wrong.any():
-            raise _unfit(f"label {self.label}", wrong, f"are not between {low:g} and {high:g}")
-        return Records(
-            {"table": torch.from_numpy(np.ascontiguousarray(table))},
-            torch.from_numpy((outcome > self.positive_above).astype(np.int64)),
-            _numbered(patient),
-        )
-
-
-@dataclass(frozen=True)
-class ArraySchema:
-    """Fields that arrive as ready arrays, such as images.
-
-    Attributes:
-        shapes: shape of one record's entry for each field.
-        classes: labels are 0 .. classes - 1.
-        low, high: the plausible range of every value.
-        centre, scale: public constants; values become (value - centre) / scale.
-    """
-
-    shapes: Mapping[str, tuple[int, ...]]
-    classes: int
-    low: float
-    high: float
-    centre: float = 0.0
-    scale: float = 1.0
-
-    def encode(self, raw: Mapping[str, NDArray[Any]], label: NDArray[Any], patient: Sequence[str]) -> Records:
-        """Arrays by field, labels and a patient id per record -> `Records`; raises `DataRefused`."""
-        numeric = label.dtype.kind in "biuf" and label.shape == (len(patient),)
-        if not numeric or not np.isin(label, np.arange(self.classes)).all():
-            raise DataRefused(f"the labels are not one number from 0 to {self.classes - 1} for each record")
-        found = {}
-        for name, shape in self.shapes.items():
-            if name not in raw or raw[name].shape != (len(label), *shape) or raw[name].dtype.kind not in "biuf":
-                raise DataRefused(f"field {name} is not one array of shape {list(shape)} for each record")
-            values: NDArray[Any] = raw[name]
-            inside = ((values >= self.low) & (values <= self.high)).reshape(len(label), -1)
-            wrong = ~np.asarray(inside.all(axis=1))
-            if wrong.any():
-                raise _unfit(f"field {name}", wrong, f"hold values outside {self.low:g} to {self.high:g}")
-            found[name] = torch.from_numpy((values.astype(np.float32) - self.centre) / self.scale)
-        return Records(found, torch.from_numpy(label.astype(np.int64)), _numbered(patient))
-
-
-def _numbered(patient: Sequence[str]) -> Tensor:
-    # patients 0, 1, ... in order of first appearance
+def numbered(patient: Sequence[str]) -> Tensor:
+    """Patients 0, 1, ... in order of first appearance, for each record: (records,) int64."""
     number: dict[str, int] = {}
     return torch.tensor([number.setdefault(owner, len(number)) for owner in patient], dtype=torch.int64)
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """(records, classes) and (records,) -> (records,)."""
+    return F.cross_entropy(logits, label, reduction="none")
+
+
+def class_scores(logits: Tensor, label: Tensor) -> Scores:
+    """What a classifier's logits say, beside the truth."""
+    return Scores(logits.double().softmax(1).numpy(), label.numpy())
+
+
+@dataclass(frozen=True)
+class Makes:
+    """What there is to say of a network that makes pictures. Each function is given the network and its weights.
+
+    Attributes:
+        reader: -> a network trained on its pictures alone, which reads records in its place, and the weights of that one.
+        sheet: -> pictures (count, channels, side, side) in [0, 1] and the name of each, for the report.
+        compared: training records, test records -> sentences on how like its pictures are to them.
+        measured_every: rounds between two measurements of a simulation, since a reader takes seconds to train.
+    """
+
+    reader: Callable[[nn.Module, Mapping[str, Tensor]], tuple[nn.Module, Mapping[str, Tensor]]]
+    sheet: Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, list[str]]]
+    compared: Callable[[nn.Module, Mapping[str, Tensor], Records, Records], list[str]]
+    measured_every: int = 1
+
+
+class _Unfilled(TorchFunctionMode):
+    """Sizes need no first weights; drawing them without memory would have torch import its compiler, for many seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_"):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -216,27 +150,36 @@ class Task:
     Attributes:
         schema: what one record looks like.
         build: a fresh network from the plan's [model] options.
-        loss: logits (batch, classes) and labels (batch,) -> one value per record (batch,); the engine sums.
+        loss: outputs of a batch and its labels -> one value per record (batch,); the engine sums.
+        judge: outputs and labels -> what the metrics are computed from.
+        augment: records changed at random, each by numbers of its own; None where the task knows no such change.
+        learner: how a site learns it, a name of `wardround.client.training`.
+        private_part: the part of a network that records go through in training; all of it but for adversaries.
+        makes: how a network is judged whose work is pictures in place of answers; None for any other.
         headline: the metric people ask for first.
     """
 
     name: str
     title: str
-    schema: TableSchema | ArraySchema
+    schema: Schema
     build: Callable[[Mapping[str, Any]], nn.Module]
-    loss: Loss
+    loss: Loss = cross_entropy
+    judge: Callable[[Tensor, Tensor], Judged] = class_scores
+    augment: Callable[[Records, Chance], Records] | None = None
+    learner: str = "supervised"
+    private_part: Callable[[nn.Module], nn.Module] = lambda network: network
+    makes: Makes | None = None
     headline: str = "auroc"
-    metrics: tuple[str, ...] = field(default=("auroc", "accuracy", "log_loss"))
+    metrics: tuple[str, ...] = ("auroc", "accuracy", "log_loss")
 
     def size(self, options: Mapping[str, Any]) -> int:
         """How many numbers learn in the network of these options, counted without taking their memory."""
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             return sum(p.numel() for p in self.build(options).parameters() if p.requires_grad)
 
     def blank(self, count: int) -> Records:
-        """`count` records of nobody: all zeros, in the shapes and dtypes of real ones, each a patient of its own."""
-        fields = {name: torch.zeros(count, *shape, dtype=torch.float32) for name, shape in self.schema.shapes.items()}
-        return Records(fields, torch.zeros(count, dtype=torch.int64), torch.arange(count))
+        """`count` records of nobody."""
+        return self.schema.blank(count)
 
     def model(self, options: Mapping[str, Any], seed: int) -> nn.Module:
         """A network whose first weights follow from `seed` alone; the global generator is left as it was."""
@@ -244,14 +187,28 @@ class Task:
             torch.manual_seed(seed)
             return self.build(options)
 
+    def views(self, records: Records, count: int | None, chance: Chance) -> Records:
+        """`count` changed copies of each record, of the same patient and behind each other; None leaves all as it is.
 
-def scores(model: nn.Module, weights: Mapping[str, Tensor], records: Records) -> Scores:
-    """Predictions of a two-class model with `weights` for `records`, in chunks of 1,024."""
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(records), 1024):
-            chunk = {name: tensor[start : start + 1024] for name, tensor in records.fields.items()}
-            logits = torch.func.functional_call(model, dict(weights), args=(), kwargs=chunk)
-            parts.append(logits.softmax(1)[:, 1])
-    probability = torch.cat(parts) if parts else torch.empty(0)
-    return Scores(probability.double().numpy(), records.label.numpy())
+        The mean over a patient's views is one gradient of that patient, so they cost no privacy (De et al. 2022,
+        https://arxiv.org/abs/2204.13650, "augmentation multiplicity").
+        """
+        if count is None or self.augment is None or not len(records):
+            return records
+        return self.augment(
+            records.take(torch.arange(len(records), device=records.label.device).repeat_interleave(count)), chance
+        )
+
+    def scores(self, model: nn.Module, weights: Mapping[str, Tensor], records: Records) -> Judged:
+        """What `model` with `weights` says of `records`, beside the truth; without dropout, in chunks of 1,024."""
+        if self.makes is not None:
+            model, weights = self.makes.reader(model, weights)
+        learning, parts = model.training, []
+        model.eval()
+        with torch.no_grad():
+            for start in range(0, max(1, len(records)), 1024):
+                chunk = {name: tensor[start : start + 1024] for name, tensor in records.fields.items()}
+                outputs = torch.func.functional_call(model, dict(weights), args=(), kwargs=chunk)
+                parts.append(self.judge(outputs, records.label[start : start + 1024]))
+        model.train(learning)
+        return reduce(add, parts)

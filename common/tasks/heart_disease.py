@@ -6,10 +6,9 @@ textbook values of an adult with chest pain, not statistics of these patients.
 
 from __future__ import annotations
 
-from torch.nn import functional as F
-
 from wardround.common.models import MODELS
-from wardround.common.tasks.base import Column, TableSchema, Task
+from wardround.common.tasks.base import Task
+from wardround.common.tasks.table import Column, TableSchema
 
 SCHEMA = TableSchema(
     columns=(
@@ -40,5 +39,4 @@ heart_disease = Task(
     title="Coronary heart disease from routine findings",
     schema=SCHEMA,
     build=lambda options: MODELS["mlp"](options, features=SCHEMA.width, classes=2),
-    loss=lambda logits, label: F.cross_entropy(logits, label, reduction="none"),
 )

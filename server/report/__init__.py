@@ -13,11 +13,13 @@ from wardround.server.report.schema import (
     RoundFacts,
     Seconds,
     Seeds,
+    Sheet,
     SiteFacts,
     SitePrivacy,
     SiteResults,
     Spread,
     Study,
+    Validation,
 )
 
 __all__ = [
@@ -29,11 +31,13 @@ __all__ = [
     "RoundFacts",
     "Seconds",
     "Seeds",
+    "Sheet",
     "SiteFacts",
     "SitePrivacy",
     "SiteResults",
     "Spread",
     "Study",
+    "Validation",
     "to_html",
     "to_json",
     "write_report",

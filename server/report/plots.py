@@ -40,7 +40,6 @@ COLOURS = {
 _VARIABLES = {colour: f"var(--{name}, {colour})" for name, colour in COLOURS.items()}
 _LINES = [COLOURS[name] for name in ("federated", "line-4", "pooled", "local", "line-5", "ink")]
 _STYLES = ["-", "--", "-.", ":"]
-_GUESSING = {"auroc": 0.5}  # where a bar may start: a bar from 0 would hide what matters, one from elsewhere would lie
 _WHO = {"local": ("one hospital alone", "s"), "federated": ("federated", "o"), "pooled": ("pooled records", "D")}
 
 _SETTINGS: dict[Any, Any] = {  # Any, because matplotlib lists every key in a type of its own
@@ -86,6 +85,14 @@ def headline_by_round(report: Report) -> str:
             alt += f" Pooled records: {pooled.value:.3f}."
         marker = "o" if len(x) <= 30 else ""
         axes.plot(x, y, color=COLOURS["federated"], lw=1.6, marker=marker, ms=3.5, label="federated, after each round")
+        if report.validation is not None and report.validation.metric == report.headline:
+            seen = {r.round: r.validation for r in _thinned([r for r in report.rounds if r.validation is not None])}
+            if seen:
+                axes.plot(
+                    list(seen), list(seen.values()), color=COLOURS["line-4"], lw=1.2, ls="--", marker="^", ms=4,
+                    label="patients set aside for validation",
+                )  # fmt: skip
+                alt += f" Patients set aside for validation: {report.validation.best:.3f} at best."
         lost = [r.round for r in _thinned([r for r in report.rounds if r.lost])]
         if lost:
             axes.plot(
@@ -177,7 +184,7 @@ def _on_everybody(axes: Axes, used: dict[str, Any], report: Report, sites: list[
             if who == "federated" and figure.low is not None and figure.high is not None:
                 axes.axvspan(figure.low, figure.high, color=COLOURS[who], alpha=0.13, lw=0)
     for row, site in enumerate(sites):
-        _bar(axes, used, "local", results.local.get(site, {}).get(name), row, _GUESSING.get(name))
+        _bar(axes, used, "local", results.local.get(site, {}).get(name), row, words.metric(name).guess)
 
 
 def _on_their_own(axes: Axes, used: dict[str, Any], report: Report, sites: list[str]) -> None:
@@ -190,7 +197,7 @@ def _on_their_own(axes: Axes, used: dict[str, Any], report: Report, sites: list[
                 ("federated", at.federated, row),
                 ("pooled", at.pooled, row + 0.24),
             ):
-                _bar(axes, used, who, figures.get(name), y, _GUESSING.get(name))
+                _bar(axes, used, who, figures.get(name), y, words.metric(name).guess)
 
 
 def largest(report: Report) -> list[str]:
@@ -206,7 +213,10 @@ def printable(name: str, most: int = 28) -> str:
 
 
 def _bar(axes: Axes, used: dict[str, Any], who: str, figure: Figure | None, y: float, start: float | None) -> None:
-    """A value with its interval; a bar up to it where there is an honest place for it to start."""
+    """A value with its interval; a bar up to it from what guessing reaches.
+
+    A bar from 0 would hide what matters, one from elsewhere would lie.
+    """
     if figure is None or figure.value is None:
         return
     if start is not None:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from wardround.common.files import write_atomically
 from wardround.server.report import words
+from wardround.server.report.pictures import drawn
 from wardround.server.report.schema import Figures, Report
 
 _MOST_ROUNDS = 1000  # rows of the table of rounds; report.json holds all of them
@@ -67,6 +68,7 @@ def to_html(report: Report) -> str:
             "headline": Markup(plots.headline_by_round(report)),
             "epsilon": Markup(plots.epsilon_by_round(report)),
             "hospitals": Markup(plots.hospitals(report)),
+            "sheet": drawn(report.sheet) if report.sheet else "",
         },
     )
 

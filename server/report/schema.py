@@ -6,6 +6,7 @@ the AUROC of a hospital where nobody is ill, is null and never NaN.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import math
 import tomllib
@@ -47,7 +48,7 @@ class Study(Part):
 class Outcome(Part):
     """How it ended."""
 
-    status: Literal["completed", "stopped"]
+    status: Literal["completed", "completed early", "stopped"]
     reason: str
     rounds_done: Count
 
@@ -110,7 +111,20 @@ class RoundFacts(Part):
     lost: bool
     update_norm: Number
     metrics: dict[str, Number]
+    validation: Number = None  # of the patients set aside; None where nobody looked
+    not_validated: dict[str, str] = Field(default_factory=dict)
     epsilon: dict[str, Size]
+
+
+class Validation(Part):
+    """What was looked at on the patients that hospitals set aside, and what it decided."""
+
+    metric: str
+    share: Size
+    looks: Count  # with a value
+    best_round: Count | None
+    best: Number
+    keep: Literal["best", "last"]
 
 
 class SiteFacts(Part):
@@ -137,6 +151,26 @@ class Seeds(Part):
     local: dict[str, dict[str, Spread]]
 
 
+class Sheet(Part):
+    """Pictures that the released model makes, of nobody; only where making pictures is its work."""
+
+    names: Names  # of each picture: what it is meant to show
+    side: Annotated[int, Field(ge=1, le=512)]
+    channels: Literal[1, 3]
+    pixels: str  # base64: a byte for each value, (pictures, side, side, channels)
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        try:
+            found = len(base64.b64decode(self.pixels, validate=True))
+        except ValueError:
+            raise ValueError("pixels: not base64") from None
+        wanted = len(self.names) * self.side**2 * self.channels
+        if not wanted or found != wanted:
+            raise ValueError(f"pixels: {found} bytes for {len(self.names)} pictures, which want {wanted}")
+        return self
+
+
 class Seconds(Part):
     """How long it took, by the wall clock."""
 
@@ -160,9 +194,11 @@ class Report(Part):
     rounds: Annotated[tuple[RoundFacts, ...], Field(strict=False)]
     sites: dict[str, SiteFacts]
     seeds: Seeds | None
+    validation: Validation | None = None
     seconds: Seconds
     versions: dict[str, str]
     notes: Names
+    sheet: Sheet | None = None
 
     @property
     def private(self) -> bool:
@@ -184,6 +220,11 @@ class Report(Part):
             raise ValueError(f"outcome.rounds_done: {outcome.rounds_done} of {study.rounds} rounds")
         if outcome.status == "completed" and outcome.rounds_done < study.rounds:
             raise ValueError(f"outcome.status: completed after {outcome.rounds_done} of {study.rounds} rounds")
-        if outcome.status == "stopped" and not outcome.reason:
-            raise ValueError("outcome.reason: a stopped study says why")
+        if outcome.status == "completed early":
+            if "patience" not in tomllib.loads(study.plan).get("validation", {}) or self.validation is None:
+                raise ValueError("outcome.status: completed early, but the plan has no validation.patience")
+            if outcome.rounds_done == study.rounds:
+                raise ValueError(f"outcome.status: completed early after all {study.rounds} rounds")
+        if outcome.status != "completed" and not outcome.reason:
+            raise ValueError(f"outcome.reason: a study that {outcome.status} says why")
         return self

@@ -6,10 +6,12 @@ A bound on privacy is always rounded up: a printed epsilon is never smaller than
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from wardround.server.report.schema import Figure, Figures, Report, Spread
+from wardround.common.metrics import METRICS
+from wardround.server.report.schema import Figure, Figures, Report, Sheet, Spread
 
 MOST_NAMES = 12  # beyond, a list of hospitals says less than their number
 
@@ -21,22 +23,15 @@ class Metric:
     label: str
     meaning: str
     better: Callable[[float, float], bool] | None = None  # None: unknown, so nothing is called better
-
-
-METRICS = {
-    "auroc": Metric(
-        "AUROC",
-        "the chance that a patient with the finding is scored above one without it; 0.5 is guessing, 1 is perfect",
-        lambda a, b: a > b,
-    ),
-    "accuracy": Metric("accuracy", "the share of patients on the right side of a score of 0.5", lambda a, b: a > b),
-    "log_loss": Metric("log loss", "the mean surprise about the truth, in nats; smaller is better", lambda a, b: a < b),
-}
+    guess: float | None = None  # what guessing reaches, where that is known
 
 
 def metric(name: str) -> Metric:
     """How `name` is written; an unknown metric is written as it is."""
-    return METRICS.get(name, Metric(name.replace("_", " "), "a metric of this study's task"))
+    known = METRICS.get(name)
+    if known is None:
+        return Metric(name.replace("_", " "), "a metric of this study's task")
+    return Metric(known.label, known.meaning, operator.gt if known.better == "higher" else operator.lt, known.guess)
 
 
 def bound(epsilon: float) -> str:
@@ -121,9 +116,22 @@ def count(how_many: int, thing: str) -> str:
     return f"{how_many:,} {thing}{'' if how_many == 1 else 's'}"
 
 
+def made(sheet: Sheet) -> str:
+    """What the pictures of a sheet are meant to show, row by row."""
+    return listing(f"{name} in row {row}" for row, name in enumerate(dict.fromkeys(sheet.names), start=1))
+
+
 def summary(report: Report) -> list[str]:
     """The study in a few paragraphs, for a reader who reads nothing else."""
-    paragraphs = (_who(report), _ending(report), _quality(report), _at_home(report), _repeats(report), *price(report))
+    paragraphs = (
+        _who(report),
+        _ending(report),
+        validation(report),
+        _quality(report),
+        _at_home(report),
+        _repeats(report),
+        *price(report),
+    )
     return [text for text in paragraphs if text]
 
 
@@ -155,6 +163,9 @@ def _ending(report: Report) -> str:
     if report.outcome.status == "stopped":
         text = f"The study was stopped after {done:,} of {count(planned, 'planned round')}. "
         text += f"The reason: {report.outcome.reason.rstrip('.')}."
+    elif report.outcome.status == "completed early":
+        text = f"The study ended early, as its plan provides, after {done:,} of {count(planned, 'planned round')}: "
+        text += f"{report.outcome.reason}."
     else:
         text = f"The study completed its {count(planned, 'planned round')}."
     lost = sum(round.lost for round in report.rounds)
@@ -164,6 +175,22 @@ def _ending(report: Report) -> str:
     if missed:
         text += f" In {count(missed, 'other round' if lost else 'round')} a hospital's update was missing or not accepted."
     return text
+
+
+def validation(report: Report) -> str:
+    """What the patients set aside decided; empty where the plan sets none aside."""
+    of = report.validation
+    if of is None:
+        return ""
+    aside = f"About {of.share:.0%} of each hospital's training patients were set aside for validation and never trained on. "
+    if of.best_round is None:
+        return aside + "No look at them came about, so the released model is that of the last round."
+    label = metric(of.metric).label
+    text = f"{aside}Over {count(of.looks, 'look')} at them, the best {label} was {number(of.best)}, after round "
+    text += f"{of.best_round:,}. "
+    if of.keep == "last":
+        return text + "The released model is that of the last round."
+    return text + "The released model is the one that did best there; as it was chosen by that figure, the figure flatters it."
 
 
 def _quality(report: Report) -> str:
@@ -305,12 +332,19 @@ def what_left(report: Report) -> list[str]:
             "one model update. Each step in it is a sum to which no patient adds more than the clip norm, and to which the "
             f"hospital added Gaussian noise before it left{amount}"
         )
+    of = report.validation
     lines = [
         f"In each round it takes part in: {update}.",
         "With the update: the hospital's name, the study, the run, the round and the attempt it belongs to"
         + (f"; the newest hash of its privacy ledger; {steps}." if report.private else "."),
         "When the study is opened: its name, the study, and whether it takes part; if not, a short refusal.",
     ]
+    if of is not None:
+        lines.append(
+            f"After some rounds, as the plan says: sums over the patients set aside for validation (about {of.share:.0%}), "
+            "exact and without noise: how many are of each class, how many are called so, how often each range of predicted "
+            "probabilities came up, and total losses. A hospital with few such patients sends none."
+        )
     settled = "; the newest hash of its ledger; the number of noised steps spent" if report.private else ""
     lines.append(f"When the study is over: its name and the study{settled}.")
     lines.append("Where it refuses or fails in a round: a short text in the software's own words, never a patient's value.")

@@ -177,9 +177,8 @@ def test_noise_is_added_to_what_is_there_in_any_shape_and_at_any_scale(
     assert bool((to.abs() <= 9.5 * scale).all())
     before = to.fill_(1e25 if scale > 1e10 else 1.0).clone()
     coins.add_normal(to, scale=0.1 * float(before.max()) if before.numel() else scale)
-    assert int((to == before).sum()) <= min(
-        2, to.numel() // 2
-    )  # a number under half a last bit leaves all as it was: 1 in 10^6
+    unmoved = int((to == before).sum())  # a number under half a last bit leaves all as it was: 4 in 10^7
+    assert unmoved <= min(2, (to.numel() + 1) // 2)
     assert bool(((to - before).abs() <= 0.95 * before.abs()).all())
 
 
@@ -293,7 +292,7 @@ def test_with_any_number_of_threads_every_entry_has_one_noise(threads: Callable[
     found = noise(TWO)
     assert bool((found != 0).all())
     regions = found[: TWO // 128 * 128].view(128, -1).double()  # noise twice would double a region's variance
-    limit = NEVER * math.sqrt(2 / regions.shape[1])
+    limit = (NEVER + 1) * math.sqrt(2 / regions.shape[1])  # 128 regions, whose squares are skewed
     assert bool(((regions.square().mean(1) - 1).abs() < limit).all())
     shared = regions @ regions.T / regions.shape[1] - torch.diag(regions.square().mean(1))
     assert float(shared.abs().max()) < (NEVER + 1) / math.sqrt(regions.shape[1])  # 8128 pairs of regions

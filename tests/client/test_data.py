@@ -6,6 +6,7 @@ import contextlib
 import io
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from hypothesis import strategies as st
 from wardround.client.data import open_records
 from wardround.client.policy import DataSource
 from wardround.common.errors import ConfigError, DataRefused
-from wardround.common.tasks import TASKS, ArraySchema, Records, TableSchema, Task
+from wardround.common.tasks import TASKS, ArraySchema, ImageSchema, Records, TableSchema, Task
 from wardround.simulations import SITES
 
-HEART, FILM = TASKS["heart-disease"], TASKS["chest-film"]
+HEART = TASKS["heart-disease"]
+FILM = replace(TASKS["chest-xray"], schema=ArraySchema({"image": (1, 28, 28)}, classes=2, low=0, high=255, scale=255))
 NAMES = ["age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak", "slope", "ca", "thal", "num"]
 HANSEN = ["63", "1", "1", "145", "233", "1", "2", "150", "0", "2.3", "3", "0", "6", "0"]
 MEYER = ["67", "0", "4", "160", "286", "0", "2", "108", "1", "1.5", "2", "3", "3", "2"]
@@ -412,6 +414,27 @@ def test_a_single_array_or_a_foreign_archive_is_refused(tmp_path: Path):
         archive.writestr("image.npy", header.getvalue())
         archive.writestr("label.npy", header.getvalue())
     films_refused(file)
+
+
+def test_what_unfolds_beyond_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = written(tmp_path, films())
+    monkeypatch.setattr("wardround.client.data.npz.LARGEST_ARCHIVE", 4 * 28 * 28)  # so much are the pictures alone
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("unfolded"))
+    assert "larger than 4 GiB" in films_refused(file).detail
+
+
+@pytest.mark.parametrize("terms", [{}, {"patient_column": "owner"}])
+def test_more_labels_than_pictures_are_refused_before_they_are_listed(tmp_path: Path, terms: dict[str, str]):
+    error = films_refused(written(tmp_path, films(label=np.zeros(5, dtype=int))), **terms)
+    assert str(error) == "the arrays differ in their number of records"
+
+
+def test_labels_without_pictures_are_refused_before_they_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ImageSchema, "encode_arrays", lambda *_: pytest.fail("listed"))
+    file = written(tmp_path, films(image=np.zeros(4, dtype=np.uint8)))
+    with pytest.raises(DataRefused, match="not one picture for each record") as found:
+        open_records(DataSource(loader="arrays", path=file), TASKS["chest-xray"])
+    assert str(file) in found.value.detail
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -24,11 +24,13 @@ from wardround.client.dp.engine import headroom
 from wardround.client.policy import SiteConfig
 from wardround.client.training import private_update
 from wardround.common.errors import PlanRefused
+from wardround.common.models.cnn import MaxPool
 from wardround.common.plan import LocalPlan, PrivacyPlan, StudyPlan
 from wardround.common.tasks import TASKS, Records, Task
 from wardround.common.weights import Weights, norm, trainable
 
 FEATURES = TASKS["heart-disease"].schema.width  # type: ignore[union-attr]
+NEVER = 6.0  # standard deviations; where the keys are the operating system's, nothing repeats
 few = settings(max_examples=25, deadline=None, derandomize=True)
 
 
@@ -188,7 +190,7 @@ def films(count: int, dtype: torch.dtype = torch.float32) -> Records:
 def cases(dtype: torch.dtype) -> Iterator[tuple[nn.Module, Records]]:
     table = a_table([1] * 7)
     yield a_network()[0].to(dtype), Records({"table": table.fields["table"].to(dtype)}, table.label, table.patient)
-    yield TASKS["chest-film"].model({}, 1).to(dtype), films(5, dtype)
+    yield TASKS["chest-xray"].model({}, 1).to(dtype), films(5, dtype)
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["mlp", "cnn"])
@@ -222,6 +224,8 @@ def test_the_clipped_sum_is_that_of_opacus(number: int):
         warnings.simplefilter("ignore")
         from opacus.grad_sample import GradSampleModule
 
+        for name in [n for n, layer in model.named_modules() if isinstance(layer, MaxPool)]:
+            model.set_submodule(name, nn.MaxPool2d(2))  # the same numbers, laid out as Opacus takes them
         hooked = GradSampleModule(model)
         losses(hooked(**records.fields), records.label).sum().backward()
     each = [p.grad_sample for p in model.parameters()]
@@ -315,8 +319,8 @@ def test_the_noise_of_an_update_is_sigma_times_the_norm_over_the_public_batch(
     noise = torch.cat([tensor.flatten() for tensor in update.values()]).double()
     expected = 0.3 * sigma * clip / (rate * declared)
     assert len(noise) == FEATURES * 8000 + 8000
-    assert float(noise.std()) == pytest.approx(expected, rel=5 / math.sqrt(2 * len(noise)))
-    assert abs(float(noise.mean())) < 5 * expected / math.sqrt(len(noise))
+    assert float(noise.std()) == pytest.approx(expected, rel=NEVER / math.sqrt(2 * len(noise)))
+    assert abs(float(noise.mean())) < NEVER * expected / math.sqrt(len(noise))
     assert stats.kstest(noise.numpy()[::10], "norm", args=(0, expected)).pvalue > 1e-8
 
 
@@ -453,13 +457,13 @@ def test_the_same_study_twice_gives_different_updates():
 
 def test_the_noise_of_two_rounds_is_uncorrelated():
     a, b = OsCoins().normal(200_000), OsCoins().normal(200_000)
-    assert abs(float((a * b).mean())) < 5 / math.sqrt(200_000)
+    assert abs(float((a * b).mean())) < NEVER / math.sqrt(200_000)
     stream = OsCoins()
     c, d = stream.normal(200_000), stream.normal(200_000)
-    assert abs(float((c * d).mean())) < 5 / math.sqrt(200_000)
+    assert abs(float((c * d).mean())) < NEVER / math.sqrt(200_000)
     half = c[:100_000] * c[100_000:]  # the two halves of one Box-Muller transform
-    assert abs(float(half.mean())) < 5 / math.sqrt(100_000)
-    assert abs(float((c[:-1] * c[1:]).mean())) < 5 / math.sqrt(200_000)
+    assert abs(float(half.mean())) < NEVER / math.sqrt(100_000)
+    assert abs(float((c[:-1] * c[1:]).mean())) < NEVER / math.sqrt(200_000)
 
 
 def test_operating_system_coins_are_uniform_and_normal():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,10 +14,10 @@ from torch.nn import functional as F
 from nets import Net
 from nets import losses as loss
 from wardround.client.dp import clipped_sum
-from wardround.client.dp.engine import engine_of
-from wardround.client.dp.pieces import pieces
+from wardround.client.dp.engine import Engine, Sums, engine_of
+from wardround.client.dp.pieces import Piece, pieces
 from wardround.client.dp.sizes import Sizes
-from wardround.client.dp.taps import Untappable
+from wardround.client.dp.taps import Taps, Untappable
 from wardround.common.tasks import TASKS, Records
 from wardround.common.weights import trainable
 
@@ -59,7 +61,7 @@ def test_pieces_hold_every_record_once_and_no_patient_is_cut(sizes: list[int], s
     assert sorted(met) == [(p, torch.nonzero(patient == p).flatten().tolist()) for p in range(len(sizes))]
 
 
-@pytest.mark.parametrize("task", ["heart-disease", "chest-film"])
+@pytest.mark.parametrize("task", ["heart-disease", "chest-xray"])
 def test_a_records_numbers_are_the_same_bits_in_every_size(task: str):
     model = TASKS[task].model({}, seed=1)
     like = some(24, [0]) if task == "heart-disease" else Records({"image": torch.zeros(1, 1, 28, 28)}, *_one())
@@ -162,3 +164,77 @@ def test_more_records_of_a_patient_than_announced_are_refused():
         with pytest.raises(ValueError, match=f"more than {bound} records"):
             clipped_sum(net, loss, weights, some(5, [0] * 64), clip_norm=0.5, records_per_patient=bound)
     clipped_sum(net, loss, weights, some(5, [0] * 64), clip_norm=0.5, records_per_patient=64)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------------
+
+
+def small_memory(monkeypatch: pytest.MonkeyPatch, room: int) -> list[int]:
+    """A device with room for pieces of up to `room` records, whose second piece fails; sizes of those that were done."""
+    done: list[int] = []
+    real = Engine._piece
+
+    def piece(engine: Engine, taps: Taps, weights: Mapping[str, Tensor], piece: Piece, clip_norm: float) -> Sums:
+        if len(piece.records) > room and done:
+            raise torch.OutOfMemoryError("made up")
+        done.append(len(piece.records))
+        return real(engine, taps, weights, piece, clip_norm)
+
+    monkeypatch.setattr(Engine, "_piece", piece)
+    return done
+
+
+@pytest.mark.parametrize("part", [2, 4])
+def test_where_memory_runs_out_smaller_pieces_give_the_same_sum(monkeypatch: pytest.MonkeyPatch, part: int):
+    records, twins = some(24, list(range(100))), [Net(nn.Linear(24, 16), nn.Tanh(), nn.Linear(16, 2)) for _ in range(2)]
+    weights = trainable(twins[0])
+    expected = clipped_sum(twins[0], loss, weights, records, clip_norm=0.5)
+    room = engine_of(twins[1], loss, records).sizes.largest // part
+    done = small_memory(monkeypatch, room)
+    found = clipped_sum(twins[1], loss, weights, records, clip_norm=0.5)
+    assert done[0] > room, "a piece was added up before memory ran out"
+    assert 1 < engine_of(twins[1], loss, records).sizes.largest <= room
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name])
+    done.clear()
+    clipped_sum(twins[1], loss, weights, records, clip_norm=0.5)
+    assert 1 < max(done) <= room, "the next step does not try again what did not fit"
+
+
+def test_where_no_piece_fits_into_memory_gradients_come_record_by_record(monkeypatch: pytest.MonkeyPatch):
+    records, net = some(24, list(range(20))), Net(nn.Linear(24, 16), nn.Tanh(), nn.Linear(16, 2))
+    weights = trainable(net)
+    expected = clipped_sum(net, loss, weights, records, clip_norm=0.5)
+    small_memory(monkeypatch, 0).append(0)
+    for name, found in clipped_sum(net, loss, weights, records, clip_norm=0.5).items():
+        torch.testing.assert_close(found.float(), expected[name])
+    assert engine_of(net, loss, records).sizes.largest == 1
+
+
+# --- a patient is the mean of its records ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("views", [2, 5])
+def test_views_of_a_patients_records_cost_no_privacy(views: int, dtype: torch.dtype):
+    """The same record `views` times is the same mean, and so the same share of the sum."""
+    net = Net(nn.Linear(24, 16), nn.Tanh(), nn.Linear(16, 2)).to(dtype)
+    once = some(24, [0, 1, 1, 2, 3, 3, 3, 4])
+    once = Records({"table": once.fields["table"].to(dtype)}, once.label, once.patient)
+    many = once.take(torch.arange(8).repeat(views))
+    for clip_norm in (0.1, 100.0):
+        expected = clipped_sum(net, loss, trainable(net), once, clip_norm=clip_norm)
+        for name, found in clipped_sum(net, loss, trainable(net), many, clip_norm=clip_norm).items():
+            torch.testing.assert_close(found, expected[name])
+
+
+@pytest.mark.parametrize("views", [1, 2, 5])
+def test_however_many_views_a_patient_moves_the_sum_by_at_most_the_clip_norm(views: int):
+    net = Net(nn.Linear(24, 16), nn.Tanh(), nn.Linear(16, 2))
+    images = some(24, list(range(6)))
+    drawn = torch.Generator().manual_seed(9)
+    table = 100 * torch.cat([images.fields["table"] + torch.randn(6, 24, generator=drawn) / 4 for _ in range(views)])
+    records = Records({"table": table}, images.label.repeat(views), images.patient.repeat(views))
+    for left_out in range(6):
+        rest = records.of_patients(torch.arange(6) != left_out)
+        assert moved(net, trainable(net), rest, records, 0.05) <= 0.05 * (1 + 1e-6)

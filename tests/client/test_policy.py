@@ -35,7 +35,7 @@ def test_a_plan_within_every_limit_is_admitted():
 
 
 @pytest.mark.parametrize(("policy", "plan", "reason"), [
-    ({"tasks": ["chest-film"]}, {}, "task heart-disease is not allowed here"),
+    ({"tasks": ["chest-xray"]}, {}, "task heart-disease is not allowed here"),
     ({}, {"sites": {"there": 200, "elsewhere": 200}}, "the plan does not name this site"),
     ({}, {"sites": {"here": 210, "there": 200}}, "the plan counts 210 patients here, this site declares 200"),
     ({"min_sites": 3}, {}, "a round of 2 sites is smaller than the 3 this site wants"),
@@ -52,7 +52,7 @@ def test_each_limit_refuses_alone_and_says_so(policy: dict[str, Any], plan: dict
 
 
 def test_all_reasons_are_given_at_once():
-    policy = a_policy(tasks=["chest-film"], min_sites=3, rounds=5, epsilon_per_study=1.0, delta=1e-7)
+    policy = a_policy(tasks=["chest-xray"], min_sites=3, rounds=5, epsilon_per_study=1.0, delta=1e-7)
     with pytest.raises(PlanRefused) as refused:
         policy.admit(a_plan(sites={"x": 200, "y": 200}), "here", 200)
     assert str(refused.value).count("; ") == 5

@@ -333,9 +333,12 @@ def test_blank_records_are_nobodys_and_shaped_like_real_ones(name: str):
     task = TASKS[name]
     blank = task.blank(3)
     assert blank.patient.tolist() == [0, 1, 2]
-    assert (blank.label.dtype, blank.label.tolist()) == (torch.int64, [0, 0, 0])
-    assert all(t.dtype == torch.float32 and not t.any() for t in blank.fields.values())
-    assert task.model({}, seed=0)(**blank.fields).shape == (3, 2)
+    assert len(blank.label) == 3
+    kinds = {"tokens": {torch.int64}, "label": {torch.int64, torch.float32}}
+    for field, t in {"label": blank.label, **blank.fields}.items():
+        assert t.dtype in kinds.get(field, {torch.float32})
+        assert len(t) == 3
+        assert not t.any()
     assert len(task.blank(0)) == 0
 
 

@@ -18,7 +18,7 @@ from wardround.common.errors import ConfigError
 from wardround.common.studies import find_study
 from wardround.simulations import SITES, STUDIES
 
-VERBS = ("check", "ledger", "simulate")
+VERBS = ("check", "deidentify", "explain", "ledger", "simulate")
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from wardround.common.privacy import filtered, spent
 from wardround.common.tasks import TASKS, Records
 from wardround.common.weights import Weights, trainable
 
-TASK = TASKS["chest-film"]
+TASK = TASKS["chest-xray"]
 SLACK = 1 - headroom(torch.float32)  # the part of the clip norm that wardround uses
 
 

@@ -78,8 +78,8 @@ def model(scenario: Scenario) -> bytes:
 @pytest.mark.parametrize(
     ("kills", "without_privacy"),
     [
-        (3, False),
-        (1, True),
+        pytest.param(3, False, marks=pytest.mark.slow),
+        pytest.param(1, True, marks=pytest.mark.slow),
         pytest.param(20, False, marks=pytest.mark.slow),
         pytest.param(20, True, marks=pytest.mark.slow),
     ],

@@ -14,14 +14,16 @@ import tomli_w
 from dp_accounting.pld import privacy_loss_distribution as pld
 
 from tests.conftest import repeatable_coins
-from wardround.client.policy import SiteConfig
+from wardround.client.data import load, open_records
+from wardround.client.policy import DataSource, SiteConfig
 from wardround.common.cli import main
 from wardround.common.errors import ConfigError, StudyStopped
 from wardround.common.metrics import METRICS
-from wardround.common.tasks import scores
+from wardround.common.tasks import Task
 from wardround.server.report import Report
 from wardround.simulations.command import Request, run
-from wardround.simulations.run import _Tests, simulate
+from wardround.simulations.held_out import HeldOut
+from wardround.simulations.run import simulate
 from wardround.simulations.scenario import Changes, Scenario
 
 Prepare = Callable[..., Scenario]
@@ -38,7 +40,7 @@ def test_a_report_holds_what_it_promises(scenario: Prepare):
     written = json.loads((study.folder / "report.json").read_text())
     assert Report.model_validate(written) == report
     assert set(written) == set(
-        "schema study outcome headline results privacy rounds sites seeds seconds versions notes".split()  # noqa: SIM905
+        "schema study outcome headline results privacy rounds sites seeds seconds versions notes sheet validation".split()  # noqa: SIM905
     )
     assert written["study"]["plan"] == study.study.text == (study.folder / "plan.toml").read_text()
     assert written["outcome"] == {"status": "completed", "reason": "", "rounds_done": 4}
@@ -59,10 +61,11 @@ def test_the_figures_are_those_of_the_released_model(scenario: Prepare):
     study = scenario(rounds=4)
     report = simulate(study, baselines=False)
     weights = safetensors.torch.load_file(study.folder / "model.safetensors")
-    tests = _Tests.open(study)
-    found = scores(tests.model, weights, tests.together)
-    for name, metric in METRICS.items():
-        assert report.results.federated[name].value == metric(found)
+    tests = HeldOut.open(study)
+    found = tests.task.scores(tests.model, weights, tests.together)
+    assert set(report.results.federated) == set(tests.task.metrics)
+    for name, figure in report.results.federated.items():
+        assert figure.value == METRICS[name](found)
 
 
 def test_the_epsilon_printed_is_the_one_that_holds(scenario: Prepare):
@@ -97,8 +100,7 @@ def test_patients_can_be_shared_out_over_other_sites(scenario: Prepare, partitio
     study = scenario(rounds=2, sites=7, partition=partition)
     report = simulate(study, baselines=False)
     assert list(report.sites) == [f"site-{number}" for number in range(1, 8)]
-    lines = [path.read_text().splitlines() for path in study.folder.glob("sites/*/records.csv")]
-    assert sum(map(len, lines)) == 920
+    assert sum(len(load(study.source(site), study.task).records) for site in study.sites) == 920
     assert report.rounds[-1].sites == tuple(report.sites)
     for site, config in ((site, SiteConfig.load(path)) for site, path in study.sites.items()):
         assert config.data["heart-disease"].declared_patients == study.study.plan.sites[site]
@@ -106,12 +108,23 @@ def test_patients_can_be_shared_out_over_other_sites(scenario: Prepare, partitio
 
 def test_every_patient_is_in_one_place_with_training_and_test_apart(scenario: Prepare):
     study = scenario(sites=5, partition="dirichlet:0.5", rounds=1)
-    rows = [row for path in study.folder.glob("sites/*/records.csv") for row in path.read_text().splitlines()]
+    dealt = [row for site in study.sites for row in rows(study.source(site), study.task)]
     original = [
         row for site in ("cleveland", "hungarian", "switzerland", "va")
-        for row in SiteConfig.load(Path(study_site(site))).data["heart-disease"].path.read_text().splitlines() if row
+        for row in rows(SiteConfig.load(study_site(site)).data["heart-disease"], study.task)
     ]  # fmt: skip
-    assert sorted(rows) == sorted(original)
+    assert len(dealt) == 920
+    assert sorted(dealt) == sorted(original)
+    for site in study.sites:
+        training, held_out = (
+            set(map(tuple, part.fields["table"].tolist())) for part in open_records(study.source(site), study.task)
+        )
+        assert not training & held_out
+
+
+def rows(source: DataSource, task: Task) -> list[tuple[float, ...]]:
+    records = load(source, task).records
+    return [(*row, label) for row, label in zip(records.fields["table"].tolist(), records.label.tolist(), strict=True)]
 
 
 def study_site(site: str) -> Path:

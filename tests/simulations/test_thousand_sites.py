@@ -25,12 +25,12 @@ def write_study(folder: Path) -> None:
         np.savez(home / "records.npz", image=image, label=np.array([0, 1]))
         site = {
             "site": name,
-            "allow": {"tasks": ["chest-film"], "without_privacy": True, "min_patients": 1},
-            "data": {"chest-film": {"loader": "arrays", "path": "records.npz", "declared_patients": 2}},
+            "allow": {"tasks": ["chest-xray"], "without_privacy": True, "min_patients": 1},
+            "data": {"chest-xray": {"loader": "arrays", "path": "records.npz", "declared_patients": 2}},
             "compute": {"device": "cpu"},
         }
         (home / "site.toml").write_text(tomli_w.dumps(site))
-    plan = {"name": "thousand", "task": "chest-film", "rounds": 2, "sites": dict.fromkeys(names, 2), "local": {"steps": 2}}
+    plan = {"name": "thousand", "task": "chest-xray", "rounds": 2, "sites": dict.fromkeys(names, 2), "local": {"steps": 2}}
     (folder / "plan.toml").write_text(tomli_w.dumps(plan))
 
 
