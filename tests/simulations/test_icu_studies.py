@@ -169,7 +169,7 @@ def test_a_study_names_the_homes_of_the_public_data(name: str):
     assert set(SignedText.load(STUDIES / f"{name}.toml").plan.sites) <= set(gathered.home)
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 @pytest.mark.parametrize(("name", "metric", "without", "private"), [
     ("icu-mortality", "auroc", 0.83, 0.78),
     ("ecg-beats", "accuracy", 0.93, 0.90),

@@ -135,7 +135,7 @@ def test_a_hospital_refuses_a_critic_that_mixes_patients(study: Callable[..., Sc
     hospital.close()
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 @pytest.mark.parametrize(("private", "floor"), [(True, 0.75), (False, 0.85)])
 def test_a_classifier_taught_by_the_shipped_studys_films_reads_real_ones(private: bool, floor: float, tmp_path: Path):
     if "WARDROUND_DATA" not in os.environ:

@@ -178,7 +178,7 @@ def test_lungs_are_outlined_under_privacy_in_few_rounds(tmp_path: Path):
     assert run(tmp_path, "chest-phantom-segmentation", rounds=4, model={"width": 4, "depth": 2}) > 0.3
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 @pytest.mark.parametrize(("name", "private", "floor"), [
     ("chest-phantom-segmentation", True, 0.85),
     pytest.param("chest-xray", True, 0.915, marks=given),  # 0.931 measured; the noise is new in every run
