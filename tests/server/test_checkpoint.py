@@ -124,7 +124,7 @@ def test_a_failure_at_any_step_leaves_the_earlier_file(tmp_path: Path, monkeypat
     def fails(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
-    target = {"fsync": (os, "fsync"), "replace": (Path, "replace"), "open": (Path, "open")}[step]
+    target = {"fsync": (os, "fsync"), "replace": (Path, "replace"), "open": (os, "open")}[step]
     with monkeypatch.context() as broken:
         broken.setattr(*target, fails)
         with pytest.raises(OSError, match="Input/output error"):
