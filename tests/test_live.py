@@ -30,7 +30,7 @@ from wardround.simulations.scenario import Changes, Scenario
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-SECONDS = 240
+SECONDS = 480
 
 
 def test_a_bundle_carries_the_study_and_no_code(tmp_path: Path):
@@ -166,7 +166,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
