@@ -16,8 +16,6 @@ from wardround.client.data import open_records
 from wardround.common.metrics import METRICS, Judged, Metric, interval
 from wardround.common.tasks import Records, Task
 from wardround.common.weights import Weights
-from wardround.server.checkpoint import Progress
-from wardround.server.step import released
 from wardround.simulations.scenario import Scenario
 
 _MOST_INTERVALS = 50  # sites; beyond, each hospital's own figures come without intervals, which would take minutes
@@ -51,12 +49,11 @@ class HeldOut:
         values = {name: METRICS[name](found) for name in self.task.metrics}
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
-    def compared(self, checkpoint: Progress) -> list[str]:
-        """How like the pictures of the released model are to its training records, which no noise covers; for the notes."""
+    def compared(self, weights: Weights) -> list[str]:
+        """How like a released model's pictures are to its training records, which no noise covers; for the notes."""
         if self.task.makes is None:
             return []
         trained_on = reduce(add, (open_records(self.scenario.source(site), self.task)[0] for site in self.of_site))
-        weights = released(checkpoint.weights, checkpoint.state)
         return self.task.makes.compared(self.model, weights, trained_on, self.together)
 
     def sites(self) -> dict[str, Any]:
@@ -68,23 +65,30 @@ class HeldOut:
 
     def results(self, federated: Weights, alone: dict[str, Weights]) -> dict[str, Any]:
         """The report's part of that name; `alone` holds each hospital's model, and the pooled one under ""."""
-        pooled = alone.get("")
-        local = {site: weights for site, weights in alone.items() if site}
+        federated_says = self.pooled(federated)
+        alone_say = {name: self.pooled(weights) for name, weights in alone.items()}
+        local = {site: found for site, found in alone_say.items() if site}
+        pooled = alone_say.get("")
         return {
-            "federated": self._estimates(self.pooled(federated), self.together),
-            "pooled": self._estimates(self.pooled(pooled), self.together) if pooled else {},
-            "local": {site: self._estimates(self.pooled(weights), self.together) for site, weights in local.items()},
-            "by_site": {site: self._by_site(site, federated, local.get(site), pooled) for site in self.of_site},
+            "federated": self._estimates(federated_says, self.together),
+            "pooled": self._estimates(pooled, self.together) if pooled is not None else {},
+            "local": {site: self._estimates(found, self.together) for site, found in local.items()},
+            "by_site": self._by_site(federated_says, local, pooled),
         }
 
-    def _by_site(self, site: str, federated: Weights, local: Weights | None, pooled: Weights | None) -> dict[str, Any]:
-        records = self.of_site[site]
+    def _by_site(self, federated: Judged, local: dict[str, Judged], pooled: Judged | None) -> dict[str, Any]:
+        """Each site's part of what the models say of all records, which stand behind each other in `together`."""
         intervals = len(self.of_site) <= _MOST_INTERVALS
-        models = {"federated": federated, "local": local, "pooled": pooled}
-        return {"test_patients": records.patients} | {
-            name: self._estimates(self.task.scores(self.model, weights, records), records, intervals) if weights else {}
-            for name, weights in models.items()
-        }
+        found, start = {}, 0
+        for site, records in self.of_site.items():
+            mine = np.arange(start, start + len(records))
+            models = {"federated": federated, "local": local.get(site), "pooled": pooled}
+            found[site] = {"test_patients": records.patients} | {
+                name: self._estimates(says.take(mine), records, intervals) if says is not None else {}
+                for name, says in models.items()
+            }
+            start += len(records)
+        return found
 
     def _estimates(self, found: Judged, records: Records, intervals: bool = True) -> dict[str, Any]:
         seed = self.scenario.study.plan.seed if intervals else None

@@ -84,9 +84,10 @@ def simulate(
     alone = _baselines(scenario, watch) if baselines and not stopped else {}
     done = time.perf_counter()
     facts = study_facts(scenario.study, checkpoint, stopped=str(stopped or ""))
+    model = handed_out(checkpoint)
     facts |= {
         "privacy": _with_ledgers(scenario, checkpoint.run, facts["privacy"]),
-        "results": tests.results(handed_out(checkpoint), alone),
+        "results": tests.results(model, alone),
         "sites": tests.sites(),
         "seeds": None,
         "seconds": {
@@ -96,7 +97,7 @@ def simulate(
         },
         "notes": [
             _NOTE_SIMULATION,
-            *([_NOTE_BASELINES, *tests.compared(checkpoint)] if alone else []),
+            *([_NOTE_BASELINES, *tests.compared(model)] if alone else []),
             *([_NOTE_VALIDATION] if alone and scenario.study.plan.validation else []),
         ],
     }

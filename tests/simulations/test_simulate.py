@@ -66,6 +66,10 @@ def test_the_figures_are_those_of_the_released_model(scenario: Prepare):
     assert set(report.results.federated) == set(tests.task.metrics)
     for name, figure in report.results.federated.items():
         assert figure.value == METRICS[name](found)
+    for site, records in tests.of_site.items():
+        alone = tests.task.scores(tests.model, weights, records)
+        for name, figure in report.results.by_site[site].federated.items():
+            assert figure.value == pytest.approx(METRICS[name](alone), abs=1e-6)
 
 
 def test_the_epsilon_printed_is_the_one_that_holds(scenario: Prepare):
