@@ -24,6 +24,7 @@ from wardround.common.messages import (
     INTERNAL,
     REFUSED,
     ROUND_TAKEN,
+    CountFacts,
     Farewell,
     LookFacts,
     OrderFacts,
@@ -47,7 +48,7 @@ def _in_our_own_words(act: Callable[[Message, Context], Message]) -> Callable[[M
             return Message(Error(REFUSED, "the plan or this site's file is not valid"), reply_to=message)
         except DataRefused as error:  # why, and even about which column, is a figure of patients
             log.error("refused: %s%s", error, f" ({error.detail})" if error.detail else "")
-            act_of = "evaluate" if message.metadata.message_type == "evaluate" else "train"
+            act_of = {"evaluate": "evaluate", "query.counts": "count"}.get(message.metadata.message_type, "train")
             return Message(Error(REFUSED, f"this site cannot {act_of} now; see the site's log"), reply_to=message)
         except WardroundError as error:
             log.warning("refused: %s%s", error, f" ({error.detail})" if error.detail else "")
@@ -89,6 +90,12 @@ def client_app(coins_for: CoinsFor = os_coins) -> ClientApp:
         look = LookFacts.unpack(message.content)
         weights = unpack_model(message.content, hospital.shapes(study))
         return Message(hospital.evaluate(study, look, weights).pack(), reply_to=message)
+
+    @app.query("counts")
+    @_in_our_own_words
+    def counts(message: Message, context: Context) -> Message:
+        counted = hospitals.at(context).count(_plan(context), CountFacts.unpack(message.content))
+        return Message(counted.pack(), reply_to=message)
 
     @app.query("close")
     @_in_our_own_words

@@ -8,6 +8,9 @@ reservation that was never settled counts in full, so a crash can only cost priv
     answer    the reply of a marked round, stored before it is sent: sending it again is free
     settle    the study is over: what was never marked is given back, once
 
+Rounds and attempts count from 1. Attempt 0 is no training but a question of its own, reserved and marked like a round: of round
+0 the count of classes, of any other the look at patients set aside after it.
+
 A mark without an answer means that nothing left the site (an answer is on disk before it is sent), so training the same
 round from the same model once more spends nothing new. Another model, or another attempt, is a new mark.
 """
@@ -21,12 +24,12 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from wardround.common.errors import BudgetExhausted, LedgerBroken, OrderRefused, RoundTaken
-from wardround.common.privacy import NoisedSteps, filtered
+from wardround.common.privacy import Cost, NoisedSteps, filtered
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS journal(
@@ -44,6 +47,12 @@ CREATE TABLE IF NOT EXISTS reply(
   run TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, blob BLOB NOT NULL,
   PRIMARY KEY(run, round, attempt));
 """
+_COUNT = "SELECT COUNT(*) FROM journal m WHERE m.kind = 'mark' AND"
+_OF = {  # what a mark is of
+    "training": "m.attempt > 0",
+    "counts": "m.attempt = 0 AND m.round = 0",
+    "looks": "m.attempt = 0 AND m.round > 0",
+}
 _GENESIS = "0" * 64
 _PATIENCE = 30.0  # seconds another process may hold the file
 _KEPT_REPLIES = 2  # rounds back for which a lost reply can be sent again
@@ -73,22 +82,45 @@ class StudyAccount:
     reserved: NoisedSteps
     marked: int  # noised steps of marked rounds
     settled: bool
+    counts: NoisedSteps | None = None  # reserved for the count of classes
+    counted: int = 0  # times that classes were counted: 0 or 1
+    looks: NoisedSteps | None = None  # reserved for looks at patients set aside
+    looked: int = 0  # looks that were marked
 
     @property
-    def charged(self) -> NoisedSteps:
+    def charged(self) -> Cost:
         """What counts against the budget: the marks once settled, the whole reservation before."""
-        steps = self.marked if self.settled else self.reserved.steps
-        return NoisedSteps(self.reserved.sampling_rate, self.reserved.noise_multiplier, steps)
+        if self.settled:
+            return self.spent
+        return Cost((self.reserved, *_of(self.counts)), _of(self.looks))
 
     @property
-    def spent(self) -> NoisedSteps:
+    def spent(self) -> Cost:
         """What was really released so far."""
-        return NoisedSteps(self.reserved.sampling_rate, self.reserved.noise_multiplier, self.marked)
+        return Cost((replace(self.reserved, steps=self.marked), *_of(self.counts, self.counted)), _of(self.looks, self.looked))
+
+    @property
+    def holds(self) -> Cost:
+        """What may be claimed at a fixed delta: looks may have decided when a study was over, and then it is the whole.
+
+        The budget needs no such care: a filter allows for any ending.
+        """
+        return Cost((self.reserved, *_of(self.counts)), _of(self.looks)) if self.looked else self.spent
+
+
+def _steps(terms: dict[str, Any]) -> NoisedSteps:
+    return NoisedSteps(terms["sampling_rate"], terms["noise_multiplier"], terms["steps"])
+
+
+def _of(question: NoisedSteps | None, times: int | None = None) -> tuple[NoisedSteps, ...]:
+    if question is None:
+        return ()
+    return (question if times is None else replace(question, steps=times),)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """One attempt at one round of one run of a study."""
+    """One attempt at one round of one run of a study; attempt 0 is a question beside training."""
 
     study: str
     run: str
@@ -133,14 +165,37 @@ class PrivacyLedger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def reserve(self, cohort: Cohort, *, study: str, name: str, run: str, steps: NoisedSteps, steps_per_round: int) -> None:
+    def reserve(
+        self,
+        cohort: Cohort,
+        *,
+        study: str,
+        name: str,
+        run: str,
+        steps: NoisedSteps,
+        steps_per_round: int,
+        counts: NoisedSteps | None = None,
+        looks: NoisedSteps | None = None,
+    ) -> None:
         """Set aside the whole cost of a study's run; asking again for the same run changes nothing.
+
+        Args:
+            cohort: whose budget pays.
+            study: SHA-256 of the plan's text.
+            name: the study's.
+            run: which run of it.
+            steps: all noised steps of training.
+            steps_per_round: that one marked round spends.
+            counts: the count of classes, which the patients trained on pay beside their steps.
+            looks: all looks, which the patients set aside pay and nobody else.
 
         Raises:
             BudgetExhausted: with it, the cohort's lifetime budget would be passed, or the budget was lowered since.
             OrderRefused: the run was reserved with other numbers, or is already settled.
         """
         body = {**asdict(steps), "name": name, "steps_per_round": steps_per_round}
+        body |= {key: asdict(asked) for key, asked in (("counts", counts), ("looks", looks)) if asked is not None}
+        cost = Cost((steps, *_of(counts)), _of(looks))
         with self._writing():
             self._note_limit(cohort)
             known = self._one("SELECT study, cohort, body FROM journal WHERE kind = 'reserve' AND run = ?", run)
@@ -149,7 +204,7 @@ class PrivacyLedger:
                     raise OrderRefused("this run was begun with another plan")
                 self._refuse_settled(run)
             charged = [a.charged for a in self.accounts() if a.cohort == cohort.name]
-            after = filtered(charged if known else [*charged, steps], cohort.delta)
+            after = filtered(charged if known else [*charged, cost], cohort.delta)
             if not after <= cohort.epsilon_lifetime:  # so that NaN is refused too
                 raise BudgetExhausted(  # what other studies spent here is nobody else's business
                     f"study {name} would pass what this site allows its patients over all studies",
@@ -177,7 +232,11 @@ class PrivacyLedger:
                     raise RoundTaken(f"round {at.round} was already begun from another model")
                 return self._stored_reply(at)
             self._refuse_settled(at.run)
-            if (self._marks(at.run) + 1) * terms["steps_per_round"] > terms["steps"]:
+            what = "training" if at.attempt else "looks" if at.round else "counts"
+            each, whole = (terms["steps_per_round"], terms["steps"]) if at.attempt else (1, terms.get(what, {}).get("steps"))
+            if whole is None:
+                raise OrderRefused("the plan reserved nothing for this question")
+            if (self._marks(at.run, what) + 1) * each > whole:
                 raise BudgetExhausted(f"all steps reserved for study {terms['name']} are spent")
             self._append("mark", cohort, at, {"model": model})
             return None
@@ -197,7 +256,7 @@ class PrivacyLedger:
                 raise OrderRefused(f"round {at.round} was already answered")
             self._append("answer", cohort, at, {"sha256": hashlib.sha256(reply).hexdigest(), "bytes": len(reply)})
             self._db.execute("INSERT INTO reply VALUES(?, ?, ?, ?)", (*at.key, reply))
-            self._db.execute("DELETE FROM reply WHERE run = ? AND round <= ?", (at.run, at.round - _KEPT_REPLIES))
+            self._db.execute("DELETE FROM reply WHERE run = ? AND round BETWEEN 1 AND ?", (at.run, at.round - _KEPT_REPLIES))
 
     def settle(self, *, study: str, run: str) -> int:
         """End a run: what was not marked is given back. Returns the noised steps it cost; settling twice is harmless."""
@@ -211,18 +270,20 @@ class PrivacyLedger:
 
     def accounts(self) -> list[StudyAccount]:
         """Every run ever reserved here, oldest first."""
+        marks = ", ".join(f"({_COUNT} m.run = r.run AND {of})" for of in _OF.values())
         rows = self._all(
-            """SELECT r.cohort, r.study, r.run, r.body,
-                 (SELECT COUNT(*) FROM journal m WHERE m.kind = 'mark' AND m.run = r.run),
+            f"""SELECT r.cohort, r.study, r.run, r.body, {marks},
                  EXISTS(SELECT 1 FROM journal s WHERE s.kind = 'settle' AND s.run = r.run)
                FROM journal r WHERE r.kind = 'reserve' ORDER BY r.seq"""
         )
         found = []
-        for cohort, study, run, body, marks, settled in rows:
+        for cohort, study, run, body, marks, counted, looked, settled in rows:
             terms = json.loads(body)
-            steps = NoisedSteps(terms["sampling_rate"], terms["noise_multiplier"], terms["steps"])
-            marked = marks * terms["steps_per_round"]
-            found.append(StudyAccount(cohort, terms["name"], study, run, steps, marked, bool(settled)))
+            counts, looks = (_steps(terms[key]) if key in terms else None for key in ("counts", "looks"))
+            found.append(StudyAccount(
+                cohort, terms["name"], study, run, _steps(terms), marks * terms["steps_per_round"], bool(settled),
+                counts=counts, counted=counted, looks=looks, looked=looked,
+            ))  # fmt: skip
         return found
 
     def spent(self, run: str) -> int:
@@ -313,8 +374,8 @@ class PrivacyLedger:
         if self._settled(run):
             raise OrderRefused("this run is settled")
 
-    def _marks(self, run: str) -> int:
-        row = self._one("SELECT COUNT(*) FROM journal WHERE kind = 'mark' AND run = ?", run)
+    def _marks(self, run: str, what: str = "training") -> int:
+        row = self._one(f"{_COUNT} m.run = ? AND {_OF[what]}", run)
         return int(row[0]) if row else 0
 
     def _one(self, query: str, *values: object) -> tuple[Any, ...] | None:

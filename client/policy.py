@@ -5,6 +5,9 @@ Deny by default: a task that is not named, or a study without privacy, is refuse
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -14,11 +17,22 @@ from wardround.common.config import Config
 from wardround.common.errors import PlanRefused
 from wardround.common.plan import Count, Name, Positive, StudyPlan, two_digits
 
+_HOURS = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule of a site, in words, and how a plan breaks it; "" where it keeps it."""
+
+    wants: str
+    refusal: str
+
 
 class SitePolicy(Config):
     """The [allow] section of a site file: the limits no plan can loosen."""
 
     tasks: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    studies: Annotated[tuple[Name, ...], Field(strict=False)] = ()  # run without a signed approval, whatever their text says
     epsilon_per_study: Positive | None = None  # left out: no private study is admitted
     epsilon_lifetime: Positive | None = None  # over all studies on one cohort of patients
     delta: Annotated[float, Field(gt=0, le=1e-3)] = 1e-5
@@ -35,38 +49,60 @@ class SitePolicy(Config):
         Raises:
             PlanRefused: with every reason at once.
         """
-        reasons = [*self._about_the_study(plan, site, declared_patients), *self._about_privacy(plan)]
+        reasons = [rule.refusal for rule in self.rules(plan, site, declared_patients) if rule.refusal]
         if reasons:
             raise PlanRefused(f"{site} does not take part: " + "; ".join(reasons))
 
-    def _about_the_study(self, plan: StudyPlan, site: str, declared_patients: int | None) -> list[str]:
-        reasons = []
-        if plan.task not in self.tasks:
-            reasons.append(f"task {plan.task} is not allowed here")
-        if site not in plan.sites:
-            reasons.append("the plan does not name this site")
-        elif declared_patients is not None and plan.sites[site] != declared_patients:
-            reasons.append(f"the plan counts {plan.sites[site]} patients here, this site declares {declared_patients}")
-        if plan.min_sites < self.min_sites:
-            reasons.append(f"a round of {plan.min_sites} sites is smaller than the {self.min_sites} this site wants")
-        if plan.sites.get(site, self.min_patients) < self.min_patients:
-            reasons.append(f"{plan.sites[site]} patients are fewer than the {self.min_patients} this site wants")
-        if plan.rounds > self.rounds:
-            reasons.append(f"{plan.rounds} rounds are more than the {self.rounds} allowed")
-        return reasons
+    def rules(self, plan: StudyPlan, site: str, declared_patients: int | None) -> list[Rule]:
+        """Every rule and whether `plan` keeps it."""
+        return [*self._about_the_study(plan, site, declared_patients), *self._about_privacy(plan)]
 
-    def _about_privacy(self, plan: StudyPlan) -> list[str]:
+    def _about_the_study(self, plan: StudyPlan, site: str, declared_patients: int | None) -> Iterator[Rule]:
+        patients = plan.sites.get(site)
+        yield Rule(
+            "the task is one of " + (", ".join(self.tasks) or "none"),
+            "" if plan.task in self.tasks else f"task {plan.task} is not allowed here",
+        )
+        yield Rule("the plan names this site", "" if patients is not None else "the plan does not name this site")
+        if patients is not None and declared_patients is not None:
+            differs = f"the plan counts {patients} patients here, this site declares {declared_patients}"
+            yield Rule(f"it counts {declared_patients} patients here", differs if patients != declared_patients else "")
+        yield Rule(
+            f"a round has at least {self.min_sites} sites",
+            f"a round of {plan.min_sites} sites is smaller than the {self.min_sites} this site wants"
+            if plan.min_sites < self.min_sites
+            else "",
+        )
+        yield Rule(
+            f"it counts at least {self.min_patients} patients here",
+            f"{patients} patients are fewer than the {self.min_patients} this site wants"
+            if patients is not None and patients < self.min_patients
+            else "",
+        )
+        yield Rule(
+            f"it has at most {self.rounds} rounds",
+            f"{plan.rounds} rounds are more than the {self.rounds} allowed" if plan.rounds > self.rounds else "",
+        )
+
+    def _about_privacy(self, plan: StudyPlan) -> Iterator[Rule]:
         private = plan.privacy
         if private is None:
-            return [] if self.without_privacy else ["the plan has no [privacy], and this site wants it"]
+            refusal = "" if self.without_privacy else "the plan has no [privacy], and this site wants it"
+            yield Rule("a study without privacy is allowed" if self.without_privacy else "the plan has [privacy]", refusal)
+            return
         if self.epsilon_per_study is None or self.epsilon_lifetime is None:
-            return ["this site has set no privacy budget"]
-        reasons = []
-        if private.epsilon > self.epsilon_per_study:
-            reasons.append(f"epsilon {private.epsilon:g} is more than the {self.epsilon_per_study:g} allowed for a study")
-        if private.delta > self.delta:
-            reasons.append(f"delta {private.delta:g} is more than the {self.delta:g} allowed")
-        return reasons
+            yield Rule("this site has set a privacy budget", "this site has set no privacy budget")
+            return
+        yield Rule(
+            f"epsilon is at most {self.epsilon_per_study:g}",
+            f"epsilon {private.epsilon:g} is more than the {self.epsilon_per_study:g} allowed for a study"
+            if private.epsilon > self.epsilon_per_study
+            else "",
+        )
+        yield Rule(
+            f"delta is at most {self.delta:g}",
+            f"delta {private.delta:g} is more than the {self.delta:g} allowed" if private.delta > self.delta else "",
+        )
 
 
 class DataSource(Config):
@@ -100,9 +136,48 @@ class DataSource(Config):
 
 
 class Compute(Config):
-    """The [compute] section: what training may use."""
+    """The [compute] section: what training may use, and when."""
 
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1  # of a processor, when this site serves a network
+    memory_gib: Positive | None = None  # that the process may take; beyond it an order fails, and the process goes on
+    gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of a GPU's memory
+    hours: Annotated[str, StringConstraints(pattern=_HOURS)] | None = None  # such as "20:00-06:00", in the machine's own time
+
+    def apply(self) -> None:
+        """Keep this process within these limits; imports torch."""
+        import resource
+
+        import torch
+
+        torch.set_num_threads(self.threads)
+        if self.memory_gib is not None:
+            most = int(self.memory_gib * 2**30)
+            resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        if self.gpu_share < 1 and torch.cuda.is_available():
+            torch.cuda.set_per_process_memory_fraction(self.gpu_share)
+
+    def closed_for(self, now: datetime) -> float:
+        """Seconds until training may begin; 0 within the hours.
+
+        >>> Compute(hours="20:00-06:00").closed_for(datetime(2026, 11, 21, 19, 30))
+        1800.0
+        """
+        if self.hours is None:
+            return 0.0
+        opens, closes = (int(text[:2]) * 60 + int(text[3:]) for text in self.hours.split("-"))
+        minute = now.hour * 60 + now.minute + now.second / 60
+        is_open = opens <= minute < closes if opens < closes else minute >= opens or minute < closes
+        return 0.0 if is_open else (opens - minute) % (24 * 60) * 60
+
+
+class Network(Config):
+    """The [network] section: how the coordinator is reached; calls go out, and none come in."""
+
+    coordinator: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]+:\d{1,5}$")] | None = None  # left out: as enrolled
+    proxy: Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9.-]+:\d{1,5}$")] | None = (
+        None  # an HTTP proxy to go through
+    )
 
 
 class SiteConfig(Config):
@@ -113,6 +188,7 @@ class SiteConfig(Config):
     allow: SitePolicy = SitePolicy()
     data: dict[Name, DataSource] = Field(default_factory=dict)
     compute: Compute = Compute()
+    network: Network = Network()
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -12,7 +12,7 @@ from rich.table import Table
 from wardround.client.ledger import PrivacyLedger, StudyAccount
 from wardround.client.policy import SiteConfig
 from wardround.common.errors import ConfigError
-from wardround.common.privacy import filtered, spent
+from wardround.common.privacy import filtered
 
 
 def statement(path: Path) -> dict[str, Any]:
@@ -95,8 +95,11 @@ def _study(account: StudyAccount, delta: float) -> dict[str, Any]:
         "steps_reserved": account.reserved.steps,
         "noise_multiplier": account.reserved.noise_multiplier,
         "sampling_rate": account.reserved.sampling_rate,
-        "epsilon": spent([account.spent], delta),
-        "epsilon_replace_one": spent([account.spent], delta, "replace-one"),
+        "counted_classes": bool(account.counted),
+        "looks": account.looked,
+        "looks_reserved": account.looks.steps if account.looks else 0,
+        "epsilon": account.holds.epsilon(delta),
+        "epsilon_replace_one": account.holds.epsilon(delta, "replace-one"),
         "delta": delta,
     }
 

@@ -36,7 +36,11 @@ def application() -> typer.Typer:
         """Train one model across hospitals; patients' records stay where they are."""
 
     for verb in sorted(entry_points(group="wardround.verbs"), key=lambda verb: verb.name):
-        app.command(name=verb.name)(verb.load())
+        found = verb.load()
+        if isinstance(found, typer.Typer):  # a verb with verbs of its own
+            app.add_typer(found, name=verb.name)
+        else:
+            app.command(name=verb.name)(found)
     return app
 
 

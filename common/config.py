@@ -47,11 +47,11 @@ class Config(BaseModel):
             raise ConfigError(f"{source} is not a valid {cls.__name__}:\n{problems}") from None
 
 
-def read_text(path: Path) -> str:
-    """The UTF-8 text of a small file; raises `ConfigError` for anything else."""
+def read_text(path: Path, most: int = LARGEST_FILE) -> str:
+    """The UTF-8 text of a file of at most `most` bytes; raises `ConfigError` for anything else."""
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ConfigError(f"{path} has {path.stat().st_size} bytes; a configuration has at most {LARGEST_FILE}")
+        if path.stat().st_size > most:
+            raise ConfigError(f"{path} has {path.stat().st_size} bytes; a configuration has at most {most}")
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8 text") from None

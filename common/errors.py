@@ -10,6 +10,11 @@
     │   └── RoundTaken       the round was begun from another model; a new attempt may be ordered
     ├── UpdateRefused        a site's reply is not an update of this round
     ├── CheckpointBroken     a checkpoint cannot be trusted
+    ├── TrustRefused         a certificate, a revocation list or an enrolment is not to be trusted
+    │   └── SignatureRefused a signed text is not what its signer signed, or cannot be read
+    ├── AuditBroken          an audit log is cut, edited or rewritten
+    ├── VaultBroken          a sealed file cannot be opened, or its key cannot
+    ├── LinkRefused          the coordinator, or the gate before it, said no
     └── StudyStopped         the study ended before its last round, with a reason
 
 The text of a WardroundError may leave a hospital, so it never holds a patient's value, a path or another library's
@@ -62,6 +67,26 @@ class UpdateRefused(WardroundError):
 
 class CheckpointBroken(WardroundError):
     """A checkpoint cannot be read or belongs to another study."""
+
+
+class TrustRefused(WardroundError):
+    """A certificate, a revocation list or an enrolment is not to be trusted; the detail names the file."""
+
+
+class SignatureRefused(TrustRefused):
+    """A signed text is not what its signer signed, or cannot be read."""
+
+
+class AuditBroken(WardroundError):
+    """An audit log is cut, edited or rewritten."""
+
+
+class VaultBroken(WardroundError):
+    """A sealed file cannot be opened, or its key cannot."""
+
+
+class LinkRefused(WardroundError):
+    """The coordinator, or the gate before it, said no."""
 
 
 class StudyStopped(WardroundError):

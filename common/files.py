@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -13,10 +14,20 @@ def write_atomically(path: Path, *parts: bytes) -> None:
     Raises:
         OSError: the disk is full or read-only; what stood at `path` is untouched.
     """
+    replace_atomically(path, parts)
+
+
+def replace_atomically(path: Path, parts: Iterable[bytes], *, mode: int = 0o666) -> None:
+    """The same for parts that are made while they are written; the umask takes its bits off `mode`.
+
+    Raises:
+        OSError: the disk is full or read-only; what stood at `path` is untouched.
+        Whatever making the parts raises: likewise.
+    """
     draft = path.with_name(f".{path.name}.draft")  # always the same, so that one left by a crash is written over
     draft.unlink(missing_ok=True)  # not reused: whoever made it may still have it open, or have opened it to everybody
     try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())

@@ -5,12 +5,14 @@
                     <---------------     Present: who I am, whether I take part, my ledger's head
       Order         -- train ------->     the model, round and attempt, what I last saw of your ledger
                     <---------------     Update: tensors, and the same round repeated back
-      LookFacts     -- evaluate ---->     a model to be judged; only where the plan has [validation], never with [privacy]
-                    <---------------     TallyFacts: sums over the patients set aside
+      LookFacts     -- evaluate ---->     a model to be judged; only where the plan has [validation]
+                    <---------------     TallyFacts: sums over the patients set aside, with [privacy] noised
+      CountFacts    -- query.counts ->     how many patients of each class; only where the plan has them counted
+                    <---------------     CountedFacts: sums over the patients trained on, with [privacy] noised
       Farewell      -- query.close ->     the study is over
                     <---------------     Settled: what it cost here, in steps
 
-But for that tally there is no field for a record count, a loss or a metric: a hospital has no way to send one by accident.
+But for these two sums there is no field for a record count, a loss or a metric: a hospital has no way to send one by accident.
 """
 
 from __future__ import annotations
@@ -94,6 +96,7 @@ class OrderFacts(Facts):
     round: int
     attempt: int
     ledger_head: str  # the newest entry the coordinator has seen of this site's ledger; empty at first
+    shares: bytes = b""  # of each class, where the plan has them counted: float64, little-endian
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ class LookFacts(Facts):
     study: str
     run: str
     round: int
+    ledger_head: str = ""  # as in an order
+    shares: bytes = b""  # as in an order
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,30 @@ class TallyFacts(Facts):
     study: str
     run: str
     round: int
-    sums: bytes  # the vector of a `Tally`, see `common.tasks.looks`
+    sums: bytes  # see `common.tasks.looks`
+    ledger_head: str = ""
+
+
+@dataclass(frozen=True)
+class CountFacts(Facts):
+    """The training patients of each class are to be counted."""
+
+    kind: ClassVar[str] = "count"
+    study: str
+    run: str
+    ledger_head: str  # as in an order
+
+
+@dataclass(frozen=True)
+class CountedFacts(Facts):
+    """How many patients a site trains on, by class; a patient of several classes is a part of each."""
+
+    kind: ClassVar[str] = "counts"
+    site: str
+    study: str
+    run: str
+    ledger_head: str
+    sums: bytes  # of each class: float64, little-endian
 
 
 @dataclass(frozen=True)

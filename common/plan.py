@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 
 from wardround.common.config import Config, read_text
 from wardround.common.errors import ConfigError
 from wardround.common.metrics import METRICS
-from wardround.common.privacy import NoisedSteps, calibrate, filtered, spent
+from wardround.common.privacy import Cost, NoisedSteps, calibrate, filtered, spent
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$")]
 Probability = Annotated[float, Field(gt=0, le=1)]
@@ -27,6 +28,7 @@ _Weight = Annotated[float, Field(ge=1e-3, le=1e3)]
 _Share = Annotated[float, Field(ge=1e-6, le=1)]
 Line = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\p{Cc}\p{Cf}]*$")]  # it is printed on terminals
 
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _MOST_NOISED_STEPS = 1_000_000  # their cost takes seconds to work out; more is a mistake or an attack
 
 
@@ -46,19 +48,38 @@ class LocalPlan(Config):
     views: Annotated[int, Field(ge=1, le=64)] | None = None  # randomly changed copies that stand for each record of a step
 
 
-class LossPlan(Config):
-    """How much an error counts, where classes are rare. Every number is a public constant, never counted from records."""
+_Weights = Annotated[tuple[_Weight, ...], Field(strict=False, max_length=1000), Tag("numbers")]
+_Shares = Annotated[tuple[_Share, ...], Field(strict=False, max_length=1000), Tag("numbers")]
+_Counted = Annotated[Literal["counted"], Tag("counted")]
 
-    class_weights: Annotated[tuple[_Weight, ...], Field(strict=False, max_length=1000)] | None = None  # of each class
+
+def _kind(given: object) -> str:
+    return "counted" if isinstance(given, str) else "numbers"
+
+
+class LossPlan(Config):
+    """How much an error counts, where classes are rare.
+
+    Every number is a public constant, or "counted": each site is asked once, before the first round, how its training
+    patients fall into classes. With [privacy] what it answers is noised and charged.
+    """
+
+    class_weights: Annotated[_Weights | _Counted, Discriminator(_kind)] | None = None  # of each class
+    most_weight: Annotated[float, Field(ge=1, le=1e3)] = 10.0  # of counted weights: no class weighs more
     focal: Annotated[float, Field(ge=0, le=10)] = 0.0  # gamma: how much less an easy record counts
-    class_shares: Annotated[tuple[_Share, ...], Field(strict=False, max_length=1000)] | None = None  # logit adjustment
+    class_shares: Annotated[_Shares | _Counted, Discriminator(_kind)] | None = None  # logit adjustment
 
     @field_validator("class_shares")
     @classmethod
-    def _whole(cls, shares: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if shares is not None and abs(math.fsum(shares) - 1) > 1e-3:
+    def _whole(cls, shares: tuple[float, ...] | str | None) -> tuple[float, ...] | str | None:
+        if isinstance(shares, tuple) and abs(math.fsum(shares) - 1) > 1e-3:
             raise ValueError(f"shares of all classes add up to 1, these to {math.fsum(shares):g}")
         return shares
+
+    @property
+    def counts(self) -> bool:
+        """Whether sites are asked how their patients fall into classes."""
+        return "counted" in (self.class_weights, self.class_shares)
 
 
 class StepPlan(Config):
@@ -76,7 +97,8 @@ class StepPlan(Config):
 class ValidationPlan(Config):
     """Looks at patients of every site who are never trained on: which model is released, and when a study is over early.
 
-    What a look releases about these patients carries no noise, so a plan has this section or [privacy], never both.
+    Without [privacy] a look is the exact sums of a metric. With it, a look is one noised sum of losses, charged to the
+    patients set aside, and nothing but the mean loss is seen.
     """
 
     share: Annotated[float, Field(gt=0, le=0.5)] = 0.2  # chance of each training patient, by its own hash, to be set aside
@@ -84,6 +106,7 @@ class ValidationPlan(Config):
     metric: str | None = None  # a registered one; left out: the task's headline
     patience: Count | None = None  # so many looks in a row without a new best end the study; left out: never
     keep: Literal["best", "last"] = "best"  # the model to release
+    cap: Annotated[float, Field(ge=1e-3, le=1e3)] = 2.0  # with [privacy]: the most that one patient's mean loss counts
 
     @field_validator("metric")
     @classmethod
@@ -108,6 +131,7 @@ class PrivacyPlan(Config):
     records_per_patient: Annotated[int, Field(ge=1, le=1024)] = 8
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 1  # how often a round may be trained anew; counted in epsilon
     noise_multiplier: Annotated[float, Field(ge=0.1, le=1e6)] | None = None  # normally left out: calibrated to the study
+    counts_noise: Annotated[float, Field(ge=0.5, le=1e6)] = 10.0  # multiplier for counted classes; one patient is 1
     noise: Literal["local"] = "local"  # each site adds the whole noise itself
 
 
@@ -119,6 +143,7 @@ class StudyPlan(Config):
     title: Line = ""
     rounds: Annotated[int, Field(ge=1, le=100_000)]
     min_sites: Count = 2
+    min_approvals: Annotated[int, Field(ge=0)] = 0  # so many sites must have signed their yes before a round is ordered
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of the first model and of batches without privacy; never of noise
     deadline_seconds: Annotated[float, Field(gt=0, le=7 * 24 * 3600)] = 3600.0
     lost_rounds: Annotated[int, Field(ge=1, le=1000)] = 3  # so many rounds in a row without enough sites end the study
@@ -145,6 +170,8 @@ class StudyPlan(Config):
         problems = []
         if self.min_sites > len(self.sites):
             problems.append(f"min_sites: {self.min_sites} sites are wanted in a round, but the plan names {len(self.sites)}")
+        if self.min_approvals > len(self.sites):
+            problems.append(f"min_approvals: {self.min_approvals} sites are to approve, but the plan names {len(self.sites)}")
         if self.combine != "mean" and self.secure_sum:
             problems.append(f"combine: {self.combine!r} needs every site's own update, which secure_sum = true hides")
         elif self.secure_sum:
@@ -152,6 +179,7 @@ class StudyPlan(Config):
         if self.combine != "mean" and self.min_sites < 3:
             problems.append(f"combine: {self.combine!r} of fewer than 3 updates protects nobody; min_sites must be 3 or more")
         problems += [f"{key}: does nothing {when}; leave it out" for key, when in self._idle_keys()]
+        problems += self._about_start()
         if self.local.proximal and self.local.steps == 1:
             problems.append("local.proximal: does nothing when local.steps = 1; leave it out or take more steps")
         for site, patients in self.sites.items():
@@ -172,17 +200,42 @@ class StudyPlan(Config):
         read = {"sgd": set(), "momentum": {"momentum"}}.get(self.step.rule, {"momentum", "second_momentum", "epsilon"})
         unread = {"momentum", "second_momentum", "epsilon"} - read
         idle += [(f"step.{key}", f"with rule = {self.step.rule!r}") for key in sorted(unread & self.step.model_fields_set)]
+        if self.loss.class_weights != "counted" and "most_weight" in self.loss.model_fields_set:
+            idle.append(("loss.most_weight", "unless loss.class_weights = 'counted'"))
+        if self.privacy is not None and not self.loss.counts and "counts_noise" in self.privacy.model_fields_set:
+            idle.append(("privacy.counts_noise", "unless a key of [loss] is 'counted'"))
+        if self.privacy is None and self.validation is not None and "cap" in self.validation.model_fields_set:
+            idle.append(("validation.cap", "without [privacy], where no loss is clipped"))
         return idle
+
+    def _about_start(self) -> list[str]:
+        """Of model.weights, the public ones that training starts from, and model.frozen, those of them that do not learn."""
+        given = {key: self.model[key] for key in ("weights", "frozen") if key in self.model}
+        problems = [
+            f"model.{key}: {value!r} is no digest; 'sha256:' and 64 hex digits are wanted"
+            for key, value in given.items()
+            if not (isinstance(value, str) and _DIGEST.fullmatch(value))
+        ]
+        partly = self.model.get("train", "all") != "all"
+        if "frozen" in given and not ("weights" in given and partly):
+            problems.append(
+                "model.frozen: does nothing without model.weights and a train of 'head' or 'last-block'; leave it out"
+            )
+        if "weights" in given and partly and "frozen" not in given:
+            problems.append(
+                f"model.frozen: is missing; with train = {self.model['train']!r} hospitals take what does not learn by its "
+                "digest. Without model.weights, wardround check --weights FILE says both"
+            )
+        return problems
 
     def _unkeepable_promises(self) -> list[str]:
         private = self.privacy
         if private is None:
             return []
         problems = []
-        if self.validation is not None:
+        if self.validation is not None and self.validation.metric is not None:
             problems.append(
-                "validation: what a look releases about the patients set aside carries no noise in this release, so the "
-                "epsilon would not hold; leave out [validation] or [privacy]"
+                "validation.metric: with [privacy] a look sees the mean loss and nothing else; leave the metric out"
             )
         if self.local.sampler != "uniform":
             problems.append(
@@ -203,8 +256,13 @@ class StudyPlan(Config):
                 f"privacy: {self.rounds} rounds x {private.max_attempts} attempts x {self.local.steps} local steps are {steps} "
                 f"noised steps; at most {_MOST_NOISED_STEPS} can be accounted for"
             )
+        elif (counts := spent(self._counting(), private.delta)) >= private.epsilon:
+            problems.append(
+                f"privacy.counts_noise: counting classes at noise {private.counts_noise:g} costs epsilon {counts:.2f}, and the "
+                f"whole study has {private.epsilon:g}; more noise is needed"
+            )
         elif private.noise_multiplier is not None:
-            whole = [self.noised_steps(private.noise_multiplier)]
+            whole = [self.noised_steps(private.noise_multiplier), *self._counting()]
             cost = filtered(whole, private.delta)  # quick, and enough to see what is hopeless
             if cost <= 3 * private.epsilon + 3:
                 cost = spent(whole, private.delta)
@@ -226,13 +284,44 @@ class StudyPlan(Config):
         steps = self.rounds * private.max_attempts * self.local.steps
         return NoisedSteps(private.sampling_rate, noise_multiplier, steps)
 
+    def cost(self) -> Cost:
+        """All that a site may ever release of a patient under this plan: of one trained on, and of one set aside.
+
+        Raises:
+            ConfigError: the plan has no [privacy].
+        """
+        return Cost((self.noised_steps(self.noise_multiplier()), *self._counting()), self._looking())
+
+    def counts_query(self) -> NoisedSteps | None:
+        """The one noised count of classes; None where nothing is counted or nothing is noised."""
+        return next(iter(self._counting()), None)
+
+    def looks_query(self) -> NoisedSteps | None:
+        """All noised looks at patients set aside, calibrated to the plan's epsilon; None where no look is noised."""
+        return next(iter(self._looking()), None)
+
+    def _counting(self) -> tuple[NoisedSteps, ...]:
+        if self.privacy is None or not self.loss.counts:
+            return ()
+        return (NoisedSteps(1.0, self.privacy.counts_noise, 1),)
+
+    def _looking(self) -> tuple[NoisedSteps, ...]:
+        if self.privacy is None or self.validation is None:
+            return ()
+        return (NoisedSteps(1.0, calibrate(self.privacy.epsilon, self.privacy.delta, 1.0, self.looks), self.looks),)
+
+    @property
+    def looks(self) -> int:
+        """How many looks at patients set aside are planned."""
+        return 0 if self.validation is None else -(-self.rounds // self.validation.every)
+
     def noise_multiplier(self) -> float:
-        """Sigma: the plan's own, or calibrated once to the whole study."""
+        """Sigma: the plan's own, or calibrated once to the whole study, counted classes included."""
         private = self.private()
         if private.noise_multiplier is not None:
             return private.noise_multiplier
         steps = self.noised_steps(1.0).steps
-        return calibrate(private.epsilon, private.delta, private.sampling_rate, steps)
+        return calibrate(private.epsilon, private.delta, private.sampling_rate, steps, self._counting())
 
     def looks_after(self, round: int) -> bool:
         """Whether the validation patients are looked at after `round`, counted from 1."""

@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from wardround.common.errors import OrderRefused, UpdateRefused, WardroundError
 from wardround.common.messages import LookFacts, TallyFacts
-from wardround.common.metrics import Tally
 from wardround.common.plan import SignedText, StudyPlan
 from wardround.common.tasks import task_of
-from wardround.common.tasks.looks import Look, look_of
+from wardround.common.tasks.looks import look_of
 from wardround.common.weights import Weights, pack
 from wardround.server.checkpoint import Progress, RoundRecord
 from wardround.server.collect import Line, Mail, printable
@@ -34,41 +34,48 @@ class Seen:
     Attributes:
         value: the metric over all patients set aside; None where fewer than `min_sites` answered, or it is undefined.
         missing: site -> why it is left out.
+        asked: every site that was asked.
+        ledger_heads: site -> the newest entry of its ledger, where it charged the look.
     """
 
     value: float | None = None
     missing: dict[str, str] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    ledger_heads: dict[str, str] = field(default_factory=dict)
 
 
-def look(grid: Grid, study: SignedText, run: str, round: int, model: Weights, addresses: Mapping[str, int]) -> Seen:
-    """Have every site judge `model` on the patients it set aside, and sum up what they answer."""
+def look(grid: Grid, study: SignedText, asked: Mapping[str, LookFacts], model: Weights, addresses: Mapping[str, int]) -> Seen:
+    """Have every site `asked` judge `model` on the patients it set aside, and sum up what they answer."""
     plan = study.plan
     wanted = look_of(task_of(plan), plan)
-    asked = LookFacts(study.digest, run, round)
     mail = Mail[LookFacts](grid, "evaluate", pack(model), addresses, plan.deadline_seconds)
-    mail.send(dict.fromkeys(addresses, asked))
-    total: list[Tally] = []
+    mail.send(asked)
+    total: list[Any] = []
     missing: dict[str, str] = {}
     counted: list[str] = []
+    heads: dict[str, str] = {}
 
-    def fold(site: str, tally: Tally) -> None:
-        total[:] = [total[0] + tally] if total else [tally]
+    def fold(site: str, sums: Any) -> None:  # a tally of classes, or noised sums: both add
+        total[:] = [total[0] + sums] if total else [sums]
         counted.append(site)
 
-    line = Line(list(addresses), fold)
+    line = Line[Any](list(asked), fold)
     for site, reply in mail.replies():
         try:
-            tally = _sound(reply, site, asked, wanted)
+            facts = _sound(reply, site, asked[site])
+            sums = wanted.unpack(facts.sums)
         except WardroundError as error:
             missing[site] = str(error)
             line.skip(site)
-            log.warning("round %d: %s is not looked at: %s", round, site, error)
+            log.warning("round %d: %s is not looked at: %s", asked[site].round, site, error)
             continue
-        line.take(site, tally)
+        heads |= {site: facts.ledger_head} if plan.privacy and facts.ledger_head else {}
+        line.take(site, sums)
     for site in mail.unanswered:
         missing[site] = f"no answer within {plan.deadline_seconds:g} s"
         line.skip(site)
-    return Seen(wanted.figure(total[0]) if len(counted) >= plan.min_sites else None, missing)
+    value = wanted.figure(total[0]) if len(counted) >= plan.min_sites else None
+    return Seen(value, missing, list(asked), heads)
 
 
 def best_round(plan: StudyPlan, history: Sequence[RoundRecord]) -> int | None:
@@ -92,7 +99,7 @@ def ended_early(plan: StudyPlan, history: Sequence[RoundRecord]) -> str:
     since = [round for round in _looked_at(history) if best is not None and round > best]
     if len(since) < plan.validation.patience:
         return ""
-    metric = look_of(task_of(plan), plan).metric.label
+    metric = look_of(task_of(plan), plan).label
     looks = "look" if len(since) == 1 else f"{len(since)} looks in a row"
     return f"after round {best}, {looks} found no better {metric} on the patients set aside for validation"
 
@@ -105,16 +112,16 @@ def with_best(plan: StudyPlan, history: Sequence[RoundRecord], best: Weights, cu
     return {name: tensor.clone() for name, tensor in current.items()}
 
 
-def handed_out(progress: Progress) -> Weights:
-    """The model to hand out: the best one where validation keeps it, else that of the last round."""
-    return progress.best or released(progress.weights, progress.state)
+def handed_out(plan: StudyPlan, progress: Progress) -> Weights:
+    """The model to hand out, with what is frozen in it: the best one where validation keeps it, else that of the last round."""
+    return task_of(plan).released((progress.best or released(progress.weights, progress.state)) | progress.frozen)
 
 
 def _looked_at(history: Sequence[RoundRecord]) -> dict[int, float]:
     return {record.round: record.validation for record in history if record.validation is not None}
 
 
-def _sound(reply: Message, site: str, asked: LookFacts, wanted: Look) -> Tally:
+def _sound(reply: Message, site: str, asked: LookFacts) -> TallyFacts:
     if reply.has_error():
         raise UpdateRefused(printable(reply.error.reason))
     if set(reply.content.keys()) != {"facts"}:
@@ -127,4 +134,4 @@ def _sound(reply: Message, site: str, asked: LookFacts, wanted: Look) -> Tally:
         raise UpdateRefused("the reply carries another site's name")
     if (facts.study, facts.run, facts.round) != (asked.study, asked.run, asked.round):
         raise UpdateRefused("the reply belongs to another look")
-    return wanted.unpack(facts.sums)
+    return facts

@@ -27,6 +27,9 @@ def simulate(
     data: Annotated[
         Path | None, typer.Option(help="Folder of the data sets that are not embedded; WARDROUND_DATA says the same.")
     ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="File of public weights to start from: safetensors, or a state_dict saved by torch.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the run folder goes.")] = Path("runs"),
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder (or its name below --out).")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the report's path, nothing else.")] = False,
@@ -49,6 +52,6 @@ def simulate(
         Request(
             study=study, epsilon=epsilon, rounds=rounds, without_privacy=no_privacy, sites=sites, partition=partition,
             seed=seed, seeds=seeds, processes=processes, baselines=baselines, out=out, resume=resume, quiet=quiet,
-            json=json, data=data,
+            json=json, data=data, weights=weights,
         )
     )  # fmt: skip

@@ -14,7 +14,7 @@ from rich.table import Table
 from wardround.common.errors import ConfigError
 from wardround.common.plan import SignedText
 from wardround.common.studies import find_study
-from wardround.server.report import Report, words, write_report
+from wardround.server.report import Report, story, write_report
 from wardround.simulations.live import LiveView
 from wardround.simulations.run import Watch, over_seeds, seed_folders, simulate
 from wardround.simulations.scenario import Changes, Scenario, Settings, fresh_folder
@@ -41,6 +41,7 @@ class Request:
     quiet: bool = False
     json: bool = False
     data: Path | None = None
+    weights: Path | None = None
 
 
 def run(request: Request) -> None:
@@ -88,7 +89,7 @@ def _prepared(request: Request) -> tuple[Path, Settings, list[Scenario]]:
     for seed, path in seed_folders(folder, seeds).items():
         changes = Changes(
             request.epsilon, request.rounds, request.without_privacy, request.sites, request.partition,
-            seed if request.seed is not None or request.seeds > 1 else None,
+            seed if request.seed is not None or request.seeds > 1 else None, request.weights,
         )  # fmt: skip
         scenarios.append(Scenario.prepare(source, path, changes, request.data))
     settings.save(folder)
@@ -102,6 +103,7 @@ def _reopened(request: Request) -> tuple[Path, Settings]:
         for name, given in {
             "--epsilon": request.epsilon, "--rounds": request.rounds, "--sites": request.sites,
             "--partition": request.partition, "--seed": request.seed, "--no-privacy": request.without_privacy or None,
+            "--weights": request.weights,
         }.items()
         if given is not None
     ]  # fmt: skip
@@ -179,7 +181,7 @@ def _print_summary(console: Console, report: Report, folder: Path) -> None:
         spread = f" ± {figures['sd']:.3f}" if figures["sd"] is not None else ""
         console.print(f"federated {headline} over {len(seeds['values'])} seeds: {figures['mean']:.3f}{spread} (mean ± sd)")
     if table["validation"] and table["validation"]["best_round"] is not None:
-        console.print(words.validation(report), highlight=False)
+        console.print(story.validation(report), highlight=False)
     if table["outcome"]["status"] == "completed early":
         console.print(f"completed early: {table['outcome']['reason']}", highlight=False)
     if privacy:

@@ -46,7 +46,7 @@ _ALIGNED = 16  # numbers, 64 bytes: where a tensor may begin
 
 log = logging.getLogger("wardround.site")
 
-_Answer = tuple[dict[str, Any] | None, bool, tuple[int, str] | None]  # facts, "an update is in the place", error
+_Answer = tuple[dict[str, Any] | None, list[str], tuple[int, str] | None]  # facts, tensors left in the place, error
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,8 @@ class Crew:
             return
         content = RecordDict({"facts": ConfigRecord(facts)})
         if updated:
-            content["model"] = pack(asked.memory.places[asked.place])
+            place = asked.memory.places[asked.place]
+            content["model"] = pack({name: place[name] for name in updated})
         self._arrive(key, Message(content, reply_to=asked.message))
 
     def _arrive(self, key: str, reply: Message) -> None:
@@ -308,19 +309,20 @@ def _answered(app: ClientApp, question: _Question, context: Context, memory: _Me
     try:
         reply = app(Message(content, question.site, question.kind, group_id=question.group), context)
         if reply.has_error():
-            return None, False, (reply.error.code, reply.error.reason or "")
+            return None, [], (reply.error.code, reply.error.reason or "")
         facts, record = dict(reply.content["facts"]), reply.content.get("model")
         if not isinstance(record, ArrayRecord):
-            return facts, False, None
-        update = unpack(record, memory.shapes)
+            return facts, [], None
+        # what does not learn is in the round's model and not in an update
+        update = unpack(record, Shapes({name: shape for name, shape in memory.shapes.of.items() if name in record}))
         with torch.no_grad():
             for name, tensor in update.items():
                 memory.places[question.place][name].copy_(tensor)
-        return facts, True, None
+        return facts, list(update), None
     except UpdateRefused as error:
-        return None, False, (INTERNAL, str(error))
+        return None, [], (INTERNAL, str(error))
     except Exception:
-        return None, False, (INTERNAL, "the client app failed")
+        return None, [], (INTERNAL, "the client app failed")
 
 
 def _views(numbers: Tensor, shapes: Shapes) -> Weights:

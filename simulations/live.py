@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from wardround.server.account import epsilon_spent, steps_after
+from wardround.server.account import looks_of, spent_on, steps_after
 from wardround.server.checkpoint import RoundRecord
 from wardround.simulations.run import Watch
 from wardround.simulations.scenario import Scenario
@@ -34,6 +34,7 @@ class LiveView:
         self._seen = ""  # at the last look
         self._refused: dict[str, str] = {}
         self._steps: dict[str, int] = {}
+        self._history: list[RoundRecord] = []
         self._drawn = 0.0
 
     def __enter__(self) -> LiveView:
@@ -57,6 +58,7 @@ class LiveView:
 
     def _round_done(self, record: RoundRecord) -> None:
         self._last = record
+        self._history.append(record)
         assert self._scenario is not None
         self._steps = steps_after(self._scenario.study.plan, self._steps, record)
         headline = self._scenario.task.headline
@@ -90,7 +92,8 @@ class LiveView:
         for site in list(study.plan.sites)[:_SHOWN_SITES]:
             cells = [site, self._state(site)]
             if private:
-                spent = epsilon_spent(study, self._steps.get(site, 0))
+                steps, looks = self._steps.get(site, 0), looks_of(site, self._history)
+                spent = spent_on(study.plan, steps, counted=study.plan.loss.counts, looks=looks).epsilon(private.delta)
                 cells += [f"{spent:.2f}", f"{max(0.0, private.epsilon - spent):.2f}"]
             table.add_row(*cells)
         if len(study.plan.sites) > _SHOWN_SITES:

@@ -24,10 +24,10 @@ from wardround.client.ledger import PrivacyLedger
 from wardround.client.policy import SiteConfig
 from wardround.common.devices import keep_memory
 from wardround.common.errors import StudyStopped
-from wardround.common.privacy import filtered, spent
+from wardround.common.privacy import Cost, filtered
 from wardround.common.tasks import Records
 from wardround.common.weights import Weights
-from wardround.server.account import study_facts
+from wardround.server.account import epsilons, study_facts
 from wardround.server.app import server_app
 from wardround.server.checkpoint import Progress, RoundRecord
 from wardround.server.federation import Observer
@@ -84,7 +84,7 @@ def simulate(
     alone = _baselines(scenario, watch) if baselines and not stopped else {}
     done = time.perf_counter()
     facts = study_facts(scenario.study, checkpoint, stopped=str(stopped or ""))
-    model = handed_out(checkpoint)
+    model = handed_out(scenario.study.plan, checkpoint)
     facts |= {
         "privacy": _with_ledgers(scenario, checkpoint.run, facts["privacy"]),
         "results": tests.results(model, alone),
@@ -97,6 +97,7 @@ def simulate(
         },
         "notes": [
             _NOTE_SIMULATION,
+            *checkpoint.start,
             *([_NOTE_BASELINES, *tests.compared(model)] if alone else []),
             *([_NOTE_VALIDATION] if alone and scenario.study.plan.validation else []),
         ],
@@ -144,7 +145,7 @@ def _train(
     scenario: Scenario, tests: HeldOut, processes: int, every: int, watch: Watch, coins_for: CoinsFor
 ) -> StudyStopped | None:
     plan = scenario.study.plan
-    run_config = {"plan": scenario.study.text, "folder": str(scenario.folder)}
+    run_config = {"plan": scenario.study.text, "folder": str(scenario.folder), "weights": str(scenario.weights or "")}
     often = scenario.task.makes.measured_every if scenario.task.makes else 1
     observer = Observer(
         began=lambda present, refused: watch.began(scenario, present, refused),
@@ -170,9 +171,9 @@ def _baselines(scenario: Scenario, watch: Watch) -> dict[str, Weights]:
     models: dict[str, Weights] = {}
     for number, (site, records) in enumerate(parts.items()):
         watch.baseline(site, number, len(parts) + 1)
-        models[site] = train_alone(scenario.study.plan, records, name=site)
+        models[site] = train_alone(scenario.study.plan, records, name=site, weights=scenario.weights)
     watch.baseline("pooled", len(parts), len(parts) + 1)
-    models[""] = train_alone(scenario.study.plan, reduce(add, parts.values()), name="pooled")
+    models[""] = train_alone(scenario.study.plan, reduce(add, parts.values()), name="pooled", weights=scenario.weights)
     watch.baseline("", len(parts) + 1, len(parts) + 1)
     return models
 
@@ -195,13 +196,9 @@ def _with_ledgers(scenario: Scenario, run: str, privacy: dict[str, Any]) -> dict
             with PrivacyLedger(path) as ledger:
                 accounts, head = ledger.accounts(), ledger.head
             charged = filtered([account.charged for account in accounts], allow.delta)
-            done = [account.spent for account in accounts if account.run == run]
-            facts = facts | {
-                "steps": sum(part.steps for part in done),
-                "epsilon": spent(done, facts["delta"]),
-                "epsilon_replace_one": spent(done, facts["delta"], "replace-one"),
-                "ledger_head": head,
-            }
+            mine = next((account for account in accounts if account.run == run), None)
+            facts = facts | epsilons(scenario.study.plan, mine.spent if mine else Cost(()))
+            facts = facts | {"steps": mine.marked if mine else 0, "looks": mine.looked if mine else 0, "ledger_head": head}
         known[site] = facts | {"lifetime_charged": charged, "lifetime_limit": allow.epsilon_lifetime}
     return known
 

@@ -2,6 +2,7 @@
 
 runs/<name>/plan.toml                 what everybody agreed on
 runs/<name>/settings.json             how it is simulated: seeds, processes, baselines
+runs/<name>/public-weights            the file that the plan starts from, if it does
 runs/<name>/sites/<site>/site.toml    the hospital's own file
 runs/<name>/sites/<site>/records.safetensors  its records, where they were dealt out
 runs/<name>/sites/<site>/state/       its ledger
@@ -22,8 +23,11 @@ from wardround.client.policy import DataSource, SiteConfig
 from wardround.common.config import read_text
 from wardround.common.errors import ConfigError
 from wardround.common.plan import SignedText, StudyPlan
+from wardround.common.start import named, start
 from wardround.common.tasks import Task, task_of
 from wardround.simulations.hospitals import dealt, of_plan
+
+_PUBLIC = "public-weights"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Changes:
     sites: int | None = None
     partition: str | None = None
     seed: int | None = None
+    weights: Path | None = None  # a file of public weights, which is named in a plan that names none
 
     def apply(self, table: dict[str, Any]) -> dict[str, Any]:
         """A study's TOML table with these changes.
@@ -48,6 +53,8 @@ class Changes:
             if self.epsilon is not None:
                 raise ConfigError("--epsilon and --no-privacy contradict each other")
             changed.pop("privacy", None)
+            if "validation" in changed:  # its cap is read with privacy alone
+                changed["validation"] = {key: value for key, value in changed["validation"].items() if key != "cap"}
         if self.epsilon is not None:
             if "privacy" not in table:
                 raise ConfigError("--epsilon: this study has no [privacy] section to change")
@@ -84,12 +91,17 @@ class Scenario:
             task = original.plan.task
             table["sites"] = {site: hospital.config.data[task].declared_patients for site, hospital in hospitals.items()}
             table["min_sites"] = min(original.plan.min_sites, len(hospitals))
+        if changes.weights is not None and "weights" not in table.get("model", {}):
+            table["model"] = {**table.get("model", {}), **named(original.plan, changes.weights)}
         untouched = table == tomllib.loads(text)
         study_text = text if untouched else tomli_w.dumps(table)
         study = SignedText(StudyPlan.parse(study_text, source=str(source)), study_text)
+        start(study.plan, changes.weights)
 
         folder.mkdir(parents=True)
         (folder / "plan.toml").write_bytes(study.text.encode())  # byte for byte: the digest is over them
+        if changes.weights is not None:
+            (folder / _PUBLIC).write_bytes(changes.weights.read_bytes())  # a resumed run needs no other file
         sites = {}
         for site, hospital in hospitals.items():
             home = folder / "sites" / site
@@ -113,6 +125,11 @@ class Scenario:
         study = SignedText.load(folder / "plan.toml")
         sites = {site: folder / "sites" / site / "site.toml" for site in study.plan.sites}
         return cls(folder, study, sites)
+
+    @property
+    def weights(self) -> Path | None:
+        """The file of public weights that the study starts from, if it does."""
+        return self.folder / _PUBLIC if "weights" in self.study.plan.model else None
 
     @property
     def task(self) -> Task:

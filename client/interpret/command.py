@@ -83,7 +83,7 @@ def explained_of(opened: Opened, count: int) -> Explained:
     model = task.model(plan.model, plan.seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
+            if name in opened.weights:
                 parameter.copy_(opened.weights[name])
     model, untrained = exact_model(model), exact_model(task.model(plan.model, plan.seed + 1))
     records = exact_records(opened.records)

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from wardround.client.interpret.attributions import TOLERANCE, Attribution
 from wardround.client.interpret.views import View
 from wardround.common.files import write_atomically
+from wardround.common.pages import filled
 
 _METHODS = {"integrated": "integrated gradients", "saliency": "saliency", "grad_cam": "Grad-CAM"}
 _DIGITS = 6  # significant ones, of what is printed as JSON
@@ -72,15 +71,9 @@ class Explained:
 
 def page_of(explained: Explained) -> str:
     """One page that needs no other file."""
-    room = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     kinds = {view.kind for shown in explained.shown for view in shown.views}
-    return room.get_template("interpret.html.jinja").render(
+    return filled(
+        Path(__file__).with_name("interpret.html.jinja"),
         explained=explained,
         kinds=kinds,
         integrated=bool(kinds - {"picture"}),

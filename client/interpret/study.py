@@ -15,9 +15,10 @@ from wardround.client.policy import DataSource, SiteConfig
 from wardround.common.config import suggest
 from wardround.common.errors import ConfigError
 from wardround.common.plan import SignedText
+from wardround.common.start import sent
 from wardround.common.tasks import Records, Task, task_of
 from wardround.common.tasks.text import TextSchema, bucket, words
-from wardround.common.weights import Shapes, Weights, trainable
+from wardround.common.weights import Shapes, Weights
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def open_study(files: Files) -> Opened:
     source = site.data.get(study.plan.task)
     if source is None:
         raise ConfigError(f"{files.site}: has no [data.{study.plan.task}]")
-    weights = read_model(files.model, study, Shapes.like(trainable(task.model(study.plan.model, study.plan.seed))))
+    shapes = Shapes.like(sent(task.model(study.plan.model, study.plan.seed), study.plan.model))
+    weights = read_model(files.model, study, shapes)
     loaded = load(source, task)
     held_out = torch.nonzero(held_out_patients(loaded, source)[loaded.records.patient]).squeeze(1)
     if not len(held_out):

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from wardround.client.dp import Coins, add_noise, clipped_sum, draw, secret_chance
 from wardround.common.plan import LocalPlan, PrivacyPlan
+from wardround.common.start import sent
 from wardround.common.tasks import TASKS, Records, Task
-from wardround.common.weights import Shapes, Weights, trainable
+from wardround.common.weights import Shapes, Weights
 
 
 def private_update(
@@ -173,7 +174,7 @@ def _working_model(task_name: str, options: str, device: str) -> nn.Module:
 
 @lru_cache(maxsize=8)
 def _working_shapes(task_name: str, options: str, device: str) -> Shapes:
-    return Shapes.like(trainable(_working_model(task_name, options, device)))
+    return Shapes.like(sent(_working_model(task_name, options, device), json.loads(options)))
 
 
 def working_model(task: Task, options: Mapping[str, Any], device: torch.device) -> nn.Module:
@@ -182,5 +183,5 @@ def working_model(task: Task, options: Mapping[str, Any], device: torch.device) 
 
 
 def working_shapes(task: Task, options: Mapping[str, Any], device: torch.device) -> Shapes:
-    """The shapes of what learns in `working_model`."""
+    """The shapes of what a round's model brings for `working_model`."""
     return _working_shapes(task.name, json.dumps(dict(options), sort_keys=True), str(device))

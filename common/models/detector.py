@@ -1,12 +1,13 @@
 """Boxes around findings, as centres on a heat-map: CenterNet (Zhou et al. 2019, https://arxiv.org/abs/1904.07850).
 
-What the network gives is one tensor, (batch, classes + 4, side / 4, side / 4): logits that a cell holds the centre of a box
-of each class; then width and height of that box in cells; then where in the cell its centre lies, x and y from 0 to 1.
+What the network gives is one tensor, (batch, classes + 4, side / stride, side / stride): logits that a cell holds the centre of
+a box of each class; then width and height of that box in cells; then where in the cell its centre lies, x and y from 0 to 1.
 Boxes are (..., 4): centre x, centre y, width, height in parts of the image's side; a width of 0 is padding.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -16,21 +17,20 @@ from torch.nn import functional as F
 from wardround.common.models.parts import group_norm, whole
 from wardround.common.models.unet import UNet
 
-_STRIDE = 4  # pixels of a cell, each way
+_STRIDES = {2: 1, 4: 2}  # pixels of a cell, each way, and how often a film is halved to get there
 _RARE = -2.19  # first logits of the heat-map: one cell in ten, so that the many empty ones do not drown the rest
 _OVERLAP = 0.7  # a box that is off by so little that it overlaps by this is half right
-_SIZE_WEIGHT = 0.1
 
 
 class Detector(nn.Module):
-    """`image` (batch, channels, side, side) -> (batch, classes + 4, side / 4, side / 4), see above."""
+    """`image` (batch, channels, side, side) -> (batch, classes + 4, side / stride, side / stride), see above."""
 
-    def __init__(self, channels: int, classes: int, width: int, depth: int, drop: float) -> None:
+    def __init__(self, channels: int, classes: int, width: int, depth: int, stride: int, drop: float) -> None:
         super().__init__()
+        halvings = pairwise([channels] + [width] * _STRIDES[stride])
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, width, 3, 2, 1), group_norm(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, 2, 1), group_norm(width), nn.ReLU(),
-        )  # fmt: skip
+            *(layer for a, b in halvings for layer in (nn.Conv2d(a, b, 3, 2, 1), group_norm(b), nn.ReLU()))
+        )
         self.body = UNet(width, classes + 4, width, depth, drop)
         assert self.body.head.bias is not None
         nn.init.constant_(self.body.head.bias[:classes], _RARE)
@@ -42,17 +42,29 @@ class Detector(nn.Module):
 
 
 def detector(
-    *, side: int, channels: int = 1, classes: int = 1, width: int = 16, depth: int = 3, dropout: float = 0.0
+    *,
+    side: int,
+    channels: int = 1,
+    classes: int = 1,
+    width: int = 16,
+    depth: int = 3,
+    stride: int = 4,
+    dropout: float = 0.0,
 ) -> Detector:
-    """A U-Net of `depth` resolutions over cells of 4 x 4 pixels; 122,165 parameters for one channel and one class.
+    """A U-Net of `depth` resolutions over cells of `stride` x `stride` pixels.
+
+    122,165 parameters for one channel and one class as it stands. A box should be some four cells wide: of fewer, an error of
+    half a cell each way is much of the box.
 
     Raises:
-        ValueError: the side is no multiple of 4 * 2 ** (depth - 1).
+        ValueError: the stride is neither 2 nor 4, or the side is no multiple of stride * 2 ** (depth - 1).
     """
-    whole(side=side, channels=channels, classes=classes, width=width, depth=depth)
-    if side % (unit := _STRIDE * 2 ** (depth - 1)):
+    whole(side=side, channels=channels, classes=classes, width=width, depth=depth, stride=stride)
+    if stride not in _STRIDES:
+        raise ValueError(f"stride is {stride}; {' or '.join(map(str, _STRIDES))} is wanted")
+    if side % (unit := stride * 2 ** (depth - 1)):
         raise ValueError(f"side is {side}; a multiple of {unit} is wanted with a depth of {depth}")
-    return Detector(channels, classes, width, depth, dropout)
+    return Detector(channels, classes, width, depth, stride, dropout)
 
 
 class _Aim(NamedTuple):
@@ -91,7 +103,9 @@ def _radius(size: Tensor) -> Tensor:
 
 
 def detection_loss(output: Tensor, boxes: Tensor) -> Tensor:
-    """Focal loss of the heat-map, and L1 of sizes (a tenth) and offsets, over the record's own number of boxes.
+    """Focal loss of the heat-map, and L1 of sizes and offsets, over the record's own number of boxes.
+
+    Sizes count by the part of a box they are off, since that is what an overlap sees whatever the resolution; offsets by cells.
 
     Args:
         output: (batch, classes + 4, rows, columns).
@@ -117,7 +131,7 @@ def detection_loss(output: Tensor, boxes: Tensor) -> Tensor:
     place = aim.cell[:, None].expand(-1, 4, -1)
     said = output[:, classes:].flatten(2).gather(2, place).mT  # (batch, most, 4)
     off = (said - torch.cat([aim.size, aim.offset], 2)).abs() * aim.there[..., None]
-    regression = _SIZE_WEIGHT * off[..., :2].sum((1, 2)) + off[..., 2:].sum((1, 2))
+    regression = (off[..., :2] / aim.size.clamp(min=1)).sum((1, 2)) + off[..., 2:].sum((1, 2))
     return (focal + regression) / aim.there.sum(1).clamp(min=1)
 
 

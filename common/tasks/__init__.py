@@ -37,13 +37,13 @@ TASKS = registry(
 )
 
 
-def task_of(plan: StudyPlan) -> Task:
-    """The task that `plan` trains, its loss as the plan wants it.
+def task_of(plan: StudyPlan, shares: tuple[float, ...] | None = None) -> Task:
+    """The task that `plan` trains, its loss as the plan wants it; `shares` of the classes where the plan has them counted.
 
     Raises:
         ConfigError: no such task; or an option of [loss] or [local] that the task has no use for.
     """
-    return with_options(look_up("task", plan.task, TASKS), plan)
+    return with_options(look_up("task", plan.task, TASKS), plan, shares)
 
 
 __all__ = ["TASKS", "ArraySchema", "Column", "ImageSchema", "Records", "Schema", "TableSchema", "Task", "task_of"]

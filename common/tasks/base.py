@@ -120,12 +120,14 @@ class Makes:
     """What there is to say of a network that makes pictures. Each function is given the network and its weights.
 
     Attributes:
+        part: of the network, what makes the pictures. It alone is handed out when a study ends; the rest stays in checkpoints.
         reader: -> a network trained on its pictures alone, which reads records in its place, and the weights of that one.
         sheet: -> pictures (count, channels, side, side) in [0, 1] and the name of each, for the report.
         compared: training records, test records -> sentences on how like its pictures are to them.
         measured_every: rounds between two measurements of a simulation, since a reader takes seconds to train.
     """
 
+    part: str
     reader: Callable[[nn.Module, Mapping[str, Tensor]], tuple[nn.Module, Mapping[str, Tensor]]]
     sheet: Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, list[str]]]
     compared: Callable[[nn.Module, Mapping[str, Tensor], Records, Records], list[str]]
@@ -173,9 +175,14 @@ class Task:
     metrics: tuple[str, ...] = ("auroc", "accuracy", "log_loss")
 
     def size(self, options: Mapping[str, Any]) -> int:
-        """How many numbers learn in the network of these options, counted without taking their memory."""
+        """How many numbers the network of these options has, frozen ones too, counted without taking their memory."""
         with torch.device("meta"), _Unfilled():
-            return sum(p.numel() for p in self.build(options).parameters() if p.requires_grad)
+            return sum(p.numel() for p in self.build(options).parameters())
+
+    def released(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is handed out of a trained model: all of it, but of one that makes pictures the maker."""
+        part = "" if self.makes is None else f"{self.makes.part}."
+        return {name: tensor for name, tensor in weights.items() if name.startswith(part)}
 
     def blank(self, count: int) -> Records:
         """`count` records of nobody."""

@@ -63,9 +63,9 @@ chest_phantom = Task(
 
 chest_phantom_segmentation = Task(
     name="chest-phantom-segmentation",
-    title="The outline of the lungs on a synthetic chest film",
-    schema=ImageSchema(side=_SIDE, class_names=("elsewhere", "lung"), normalise="image", target="mask"),
-    build=one_of("unet", channels=1, side=_SIDE, classes=2),
+    title="Lungs and lesions on a synthetic chest film, pixel by pixel",
+    schema=ImageSchema(side=_SIDE, classes=3, class_names=("elsewhere", "lung", "lesion"), normalise="image", target="mask"),
+    build=one_of("unet", channels=1, side=_SIDE, classes=3),
     loss=mask_loss,
     judge=mask_scores,
     headline="dice",

@@ -130,6 +130,6 @@ image_synthesis = Task(
     loss=taken_for,
     learner="adversarial",
     private_part=lambda network: cast(Adversaries, network).critic,
-    makes=Makes(reader=_reader, sheet=_sheet, compared=_compared, measured_every=25),
+    makes=Makes("generator", reader=_reader, sheet=_sheet, compared=_compared, measured_every=25),
     metrics=("auroc", "accuracy", "balanced_accuracy"),
 )

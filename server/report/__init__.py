@@ -6,6 +6,7 @@ What the keys of report.json mean is written in docs/report.md.
 from wardround.server.report.render import to_html, to_json, write_report
 from wardround.server.report.schema import (
     VERSION,
+    ClassCounts,
     Figure,
     Outcome,
     Report,
@@ -24,6 +25,7 @@ from wardround.server.report.schema import (
 
 __all__ = [
     "VERSION",
+    "ClassCounts",
     "Figure",
     "Outcome",
     "Report",

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from wardround.common.files import write_atomically
-from wardround.server.report import words
+from wardround.common.pages import filled
+from wardround.server.report import promises, story, words
 from wardround.server.report.pictures import drawn
 from wardround.server.report.schema import Figures, Report
 
@@ -47,18 +47,13 @@ def to_html(report: Report) -> str:
     """The report as one page that needs no other file."""
     from wardround.server.report import plots  # matplotlib takes longer to import than a short study to train
 
-    room = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return room.get_template("report.html.jinja").render(
+    return filled(
+        Path(__file__).with_name("report.html.jinja"),
         report=report,
         words=words,
-        paragraphs=words.summary(report),
-        active=words.took_part(report),
+        promises=promises,
+        paragraphs=story.summary(report),
+        active=story.took_part(report),
         metrics=_metrics(report),
         rounds=_ends(report.rounds, _MOST_ROUNDS),
         folded=_FOLDED,

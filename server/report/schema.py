@@ -93,6 +93,12 @@ class SitePrivacy(Part):
     noise_multiplier: Size
     sampling_rate: Size
     clip_norm: Size
+    epsilon_training: Size | None = None  # of the patients trained on
+    epsilon_aside: Size | None = None  # of the patients set aside; None where no look is noised
+    counts_noise_multiplier: Size | None = None  # of counted classes; None where nothing is counted
+    looks_noise_multiplier: Size | None = None
+    looks: Count = 0
+    looks_planned: Count = 0
     steps: Count
     steps_planned: Count
     lifetime_charged: Size | None
@@ -125,6 +131,19 @@ class Validation(Part):
     best_round: Count | None
     best: Number
     keep: Literal["best", "last"]
+    cap: Size | None = None  # with [privacy]: the most that one patient's mean loss counts
+    deviation: Size | None = None  # with [privacy]: of the noise in one figure, for as many patients as the plan declares
+
+
+class ClassCounts(Part):
+    """How many training patients of each class there are, as the coordinator was told before the first round."""
+
+    sites: Names  # that answered
+    missing: dict[str, str]
+    counts: Annotated[tuple[float, ...], Field(strict=False)]
+    deviation: Size  # of the noise in each count; 0 without [privacy]
+    shares: Annotated[tuple[Size, ...], Field(strict=False)]
+    weights: Annotated[tuple[Size, ...], Field(strict=False)] | None
 
 
 class SiteFacts(Part):
@@ -195,6 +214,7 @@ class Report(Part):
     sites: dict[str, SiteFacts]
     seeds: Seeds | None
     validation: Validation | None = None
+    class_counts: ClassCounts | None = None
     seconds: Seconds
     versions: dict[str, str]
     notes: Names

@@ -30,7 +30,8 @@ def _read(patients: Mapping[str, int], folder: Path, task: Task) -> Gathered:
 
 
 def _target(schema: ImageSchema, found: Films) -> Tensor:
-    target = {"class": found.label, "mask": found.lung, "boxes": found.boxes}[schema.target]
+    # a lesion lies in a lung, so the sum is a class for each pixel: elsewhere, lung, lesion
+    target = {"class": found.label, "mask": found.lung + found.mask, "boxes": found.boxes}[schema.target]
     return torch.from_numpy(target).to(schema.label_dtype)
 
 

@@ -90,7 +90,7 @@ def test_a_round_is_admitted_reserved_and_marked_before_a_record_is_opened(small
 
         def watched(*given: object) -> object:
             (account,) = hospital.ledger.accounts()
-            seen.append((account.charged.steps, account.marked))
+            seen.append((account.charged.training[0].steps, account.marked))
             return honest(*given)  # type: ignore[arg-type]
 
         monkeypatch.setattr(house, "open_records", watched)
@@ -293,7 +293,7 @@ def test_settling_gives_back_what_was_not_spent(small: Scenario):
         hospital.train(small.study, an_order(small.study), a_model(small))
         settled = hospital.settle(small.study, Farewell(small.study.digest, "run"))
         assert settled == Settled("va", small.study.digest, hospital.ledger.head, 1)
-        assert hospital.ledger.accounts()[0].charged.steps == 1
+        assert hospital.ledger.accounts()[0].charged.training[0].steps == 1
         with pytest.raises(OrderRefused, match="settled"):
             hospital.train(small.study, an_order(small.study, 2), a_model(small))
         with pytest.raises(OrderRefused, match="another study plan"):
@@ -461,7 +461,7 @@ def test_two_runs_of_a_study_are_two_charges(small: Scenario):
         for run in ("first", "second"):
             assert not wire.train(an_order(small.study, run=run)).has_error()
     with closing(Hospital(small.sites["va"])) as hospital:
-        assert [account.charged.steps for account in hospital.ledger.accounts()] == [4, 4]
+        assert [account.charged.training[0].steps for account in hospital.ledger.accounts()] == [4, 4]
 
 
 def test_coins_of_a_deployment_are_the_operating_systems(small: Scenario):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -10,8 +11,8 @@ import shutil
 import signal
 import sqlite3
 import stat
-import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,10 @@ from dp_accounting import dp_event, pld
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.forked import Forked
 from wardround.client.ledger import Cohort, Moment, PrivacyLedger
 from wardround.common.errors import BudgetExhausted, LedgerBroken, OrderRefused, RoundTaken
-from wardround.common.privacy import NoisedSteps, filtered, spent
+from wardround.common.privacy import Cost, NoisedSteps, filtered
 
 CARDIOLOGY = Cohort("cardiology", epsilon_lifetime=8.0, delta=1e-5)
 TEN_ROUNDS = NoisedSteps(0.5, 2.0, 10)  # by the filter 5.1; two such studies 7.2, three 8.7
@@ -74,7 +76,7 @@ def behind_its_back(file: Path, *statements: str, values: tuple[object, ...] = (
     db.close()
 
 
-def in_another_process(script: str, *arguments: object) -> subprocess.Popen[str]:
+def in_another_process(script: str, *arguments: object) -> Forked:
     prelude = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
@@ -86,13 +88,15 @@ def in_another_process(script: str, *arguments: object) -> subprocess.Popen[str]
         "moment = lambda round, run='run': Moment(f'study of {run}', run, round, 1)\n"
         "die = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", prelude + textwrap.dedent(script), *map(str, arguments)],
-        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+
+    def act() -> None:
+        sys.argv[1:] = map(str, arguments)
+        exec(prelude + textwrap.dedent(script), {})
+
+    return Forked(act)
 
 
-def finished(process: subprocess.Popen[str], given: str | None = None) -> str:
+def finished(process: Forked, given: str | None = None) -> str:
     out, err = process.communicate(given, timeout=120)
     assert process.returncode == 0, err
     return out
@@ -105,8 +109,8 @@ def test_the_whole_study_is_charged_before_its_first_round(file: Path):
     with PrivacyLedger(file) as ledger:
         reserve(ledger)
         (account,) = ledger.accounts()
-        assert account.charged == TEN_ROUNDS
-        assert account.spent.steps == 0
+        assert account.charged == Cost((TEN_ROUNDS,))
+        assert account.spent.training[0].steps == 0
 
 
 def test_reserving_again_changes_nothing(file: Path):
@@ -200,7 +204,7 @@ def test_epsilon_over_process_restarts_is_that_of_all_steps_together(file: Path)
         assert ledger.spent("run") == 7
     accountant = pld.PLDAccountant()
     accountant.compose(dp_event.PoissonSampledDpEvent(0.5, dp_event.GaussianDpEvent(2.0)), 7)
-    assert spent([account.spent], 1e-5) == pytest.approx(accountant.get_epsilon(1e-5), rel=0.005)
+    assert account.spent.epsilon(1e-5) == pytest.approx(accountant.get_epsilon(1e-5), rel=0.005)
 
 
 def test_a_study_without_a_settlement_keeps_its_full_charge(file: Path):
@@ -208,7 +212,7 @@ def test_a_study_without_a_settlement_keeps_its_full_charge(file: Path):
         reserve(ledger)
         train(ledger, 1)
     with PrivacyLedger(file) as ledger:
-        assert ledger.accounts()[0].charged.steps == 10
+        assert ledger.accounts()[0].charged.training[0].steps == 10
 
 
 def test_settling_gives_back_what_was_never_marked_and_only_once(file: Path):
@@ -220,7 +224,7 @@ def test_settling_gives_back_what_was_never_marked_and_only_once(file: Path):
         head = ledger.head
         assert settle(ledger) == 2
         assert ledger.head == head
-        assert ledger.accounts()[0].charged.steps == 2
+        assert ledger.accounts()[0].charged.training[0].steps == 2
         reserve(ledger, "second")  # the rest is free again
 
 
@@ -262,6 +266,63 @@ def test_a_settled_run_refuses_everything(file: Path):
             ledger.answer(moment(2), reply=b"late")
         with pytest.raises(OrderRefused, match="no longer kept"):
             ledger.mark(moment(1), model="model 1")
+
+
+QUESTIONS = {"counts": NoisedSteps(1.0, 10.0, 1), "looks": NoisedSteps(1.0, 6.0, 2)}
+
+
+def reserve_with_questions(ledger: PrivacyLedger, run: str = "run") -> None:
+    ledger.reserve(
+        CARDIOLOGY, study=f"study of {run}", name="hearts", run=run, steps=TEN_ROUNDS, steps_per_round=1, **QUESTIONS
+    )
+
+
+def test_a_question_is_reserved_marked_and_given_back_beside_the_rounds(file: Path):
+    with PrivacyLedger(file) as ledger:
+        reserve_with_questions(ledger)
+        (account,) = ledger.accounts()
+        assert account.charged == Cost((TEN_ROUNDS, QUESTIONS["counts"]), (QUESTIONS["looks"],))
+        assert account.spent.epsilon(1e-5) == 0
+        ledger.mark(moment(0, attempt=0), model="")
+        for round in (3, 6):
+            ledger.mark(moment(round, attempt=0), model=f"model {round}")
+        with pytest.raises(BudgetExhausted, match="are spent"):
+            ledger.mark(moment(9, attempt=0), model="model 9")
+        for round in range(1, 11):  # no question takes a round's place
+            train(ledger, round)
+        (account,) = ledger.accounts()
+        assert (account.marked, account.counted, account.looked) == (10, 1, 2)
+        assert account.spent == account.charged
+    with PrivacyLedger(file) as ledger:
+        reserve_with_questions(ledger, "another")
+        ledger.mark(moment(2, "another", 0), model="model 2")
+        settle(ledger, "another")
+        account = ledger.accounts()[1]
+        nothing = dataclasses.replace(TEN_ROUNDS, steps=0), dataclasses.replace(QUESTIONS["counts"], steps=0)
+        assert account.charged == Cost(nothing, (dataclasses.replace(QUESTIONS["looks"], steps=1),))
+        assert account.holds == Cost((TEN_ROUNDS, QUESTIONS["counts"]), (QUESTIONS["looks"],))  # a look may have ended it
+
+
+def test_a_question_nobody_reserved_is_refused(file: Path):
+    with PrivacyLedger(file) as ledger:
+        reserve(ledger)
+        for round in (0, 1):
+            with pytest.raises(OrderRefused, match="reserved nothing for this question"):
+                ledger.mark(moment(round, attempt=0), model="m")
+        with pytest.raises(OrderRefused, match="another plan"):
+            ledger.reserve(
+                CARDIOLOGY, study="study of run", name="hearts", run="run", steps=TEN_ROUNDS, steps_per_round=1, **QUESTIONS
+            )
+
+
+def test_the_count_of_classes_is_kept_until_the_study_is_over(file: Path):
+    with PrivacyLedger(file) as ledger:
+        reserve_with_questions(ledger)
+        ledger.mark(moment(0, attempt=0), model="")
+        ledger.answer(moment(0, attempt=0), reply=b"counts")
+        for round in range(1, 8):
+            train(ledger, round)
+        assert ledger.mark(moment(0, attempt=0), model="") == b"counts"
 
 
 @pytest.mark.parametrize("act", [
@@ -376,7 +437,7 @@ def test_a_killed_process_never_spends_twice_and_never_gets_privacy_back(
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
     with PrivacyLedger(file) as ledger:
-        assert sum(account.charged.steps for account in ledger.accounts()) == charged
+        assert sum(account.charged.training[0].steps for account in ledger.accounts()) == charged
         assert ledger.spent("run") == marks
         if stop == "settled":
             return
@@ -429,7 +490,6 @@ def test_of_processes_that_train_the_same_round_one_answers(file: Path):
     """
     racers = [in_another_process(script, file, name) for name in ("a", "b")]
     for racer in racers:
-        assert racer.stdout is not None
         assert racer.stdout.readline() == "marked\n", racer.communicate()  # both hold a mark before either answers
     sent = {finished(racer, "go\n") for racer in racers}
     assert len(sent) == 1
@@ -728,7 +788,7 @@ READ_ONLY = """
 
 @pytest.mark.parametrize(("of_file", "of_folder"), [("400", "700"), ("600", "500"), ("000", "700")])
 def test_a_read_only_ledger_refuses(tmp_path_factory: pytest.TempPathFactory, of_file: str, of_folder: str):
-    folder = Path(subprocess.run(["mktemp", "-d"], text=True, check=True, capture_output=True).stdout.strip())
+    folder = Path(tempfile.mkdtemp())
     try:
         PrivacyLedger(folder / "ledger.sqlite").close()
         said = finished(in_another_process(READ_ONLY, folder / "ledger.sqlite", folder, of_file, of_folder))
@@ -767,9 +827,9 @@ def test_whatever_is_asked_in_whatever_order_the_laws_hold(
                 ledger.close()
                 ledger = PrivacyLedger(file)
         accounts = ledger.accounts()
-        charged = sum(account.charged.steps for account in accounts)
+        charged = sum(account.charged.training[0].steps for account in accounts)
         assert sum(1 for key in released for account in accounts if key[0] == account.run) <= charged
-        assert all(account.marked <= account.charged.steps <= 4 for account in accounts)
+        assert all(account.marked <= account.charged.training[0].steps <= 4 for account in accounts)
         assert filtered([account.charged for account in accounts], 1e-5) <= 8.0
     ledger.verify()
     ledger.close()

@@ -119,15 +119,14 @@ def _one() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(("fewer", "more"), [(3, 4), (15, 16), (16, 17), (31, 32), (32, 33), (66, 67)])
 def test_a_model_chosen_for_its_rounding_does_not_show_who_else_is_there(fewer: int, more: int):
     """Huge weights in the null space of some patients leave only rounding; another patient must not change how it falls."""
-    records = some(24, list(range(70)))
+    records, net = some(24, list(range(70))), Net(nn.Linear(24, 16), nn.Tanh(), nn.Linear(16, 2))
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        net = Net(nn.Linear(24, 16), nn.Tanh(), nn.Linear(16, 2))
         rows = torch.randn(16, 24, generator=generator, dtype=torch.float64)
         known = records.fields["table"][:3].double()
         rows -= rows @ torch.linalg.pinv(known) @ known
-        weights = {name: w.clone() for name, w in trainable(net).items()}
-        weights["layers.0.weight"] = (1e7 * rows).float()
+        head = torch.randn(2, 16, generator=generator) / 4
+        weights = trainable(net) | {"layers.0.weight": (1e7 * rows).float(), "layers.2.weight": head}
         few, many = (records.take(torch.arange(n)) for n in (fewer, more))
         assert moved(net, weights, few, many, 0.5) <= 0.5 * (1 + 1e-6)
 

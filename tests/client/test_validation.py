@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import tomllib
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from wardround.client.hospital import Hospital
 from wardround.common.errors import OrderRefused
 from wardround.common.messages import REFUSED, LookFacts, OrderFacts, TallyFacts, pack_with_model
 from wardround.common.metrics import Tally
-from wardround.common.plan import PrivacyPlan, SignedText, ValidationPlan
+from wardround.common.plan import SignedText
 from wardround.common.tasks import Records, Task, task_of
 from wardround.common.tasks.looks import look_of
 from wardround.common.weights import Weights, trainable
@@ -149,18 +148,6 @@ def test_a_look_in_a_study_without_validation_opens_no_record(
     monkeypatch.setattr(house, "open_records", never)
     with closing(Hospital(prepared.sites["va"])) as hospital, pytest.raises(OrderRefused, match="does not allow to look"):
         hospital.evaluate(prepared.study, LookFacts(prepared.study.digest, "run", 4), a_model(prepared))
-
-
-def test_a_plan_with_both_sections_is_refused_at_the_site_even_if_it_was_never_checked(
-    scenario: Callable[..., Scenario], monkeypatch: pytest.MonkeyPatch
-):
-    prepared = scenario(rounds=4)
-    plan = prepared.study.plan.model_copy(update={"validation": ValidationPlan()})  # past every check of a plan
-    assert isinstance(plan.privacy, PrivacyPlan)
-    study = dataclasses.replace(prepared.study, plan=plan)
-    monkeypatch.setattr(house, "open_parted", never)
-    with closing(Hospital(prepared.sites["va"])) as hospital, pytest.raises(OrderRefused, match="does not allow to look"):
-        hospital.evaluate(study, LookFacts(study.digest, "run", 4), a_model(prepared))
 
 
 @contextmanager

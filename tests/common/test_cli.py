@@ -18,7 +18,7 @@ from wardround.common.errors import ConfigError
 from wardround.common.studies import find_study
 from wardround.simulations import SITES, STUDIES
 
-VERBS = ("check", "deidentify", "explain", "ledger", "simulate")
+VERBS = ("approve-plan", "check", "deidentify", "explain", "ledger", "sign", "simulate")
 
 
 @pytest.fixture

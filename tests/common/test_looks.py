@@ -11,8 +11,9 @@ from wardround.common.errors import ConfigError, OrderRefused, UpdateRefused
 from wardround.common.messages import LookFacts, TallyFacts
 from wardround.common.metrics import METRICS, Scores, Tally
 from wardround.common.plan import StudyPlan
+from wardround.common.privacy import NoisedSteps, spent
 from wardround.common.tasks import task_of
-from wardround.common.tasks.looks import Look, look_of
+from wardround.common.tasks.looks import Look, NoisedLook, look_of
 
 PLAN = 'name = "s"\ntask = "{task}"\nrounds = 9\nmin_sites = 1\nsites.a = 10\n[validation]\n{keys}\n'
 AUROC = Look(METRICS["auroc"], 2)
@@ -148,11 +149,60 @@ def test_a_metric_of_other_answers_is_refused():
         task_of(plan('metric = "dice"'))
 
 
-def test_validation_with_privacy_is_refused_in_one_sentence():
-    with pytest.raises(ConfigError) as refusal:
-        plan(more="[privacy]\nepsilon = 3.0\n")
-    (line,) = (line for line in str(refusal.value).splitlines() if "validation" in line)
-    assert "carries no noise in this release, so the epsilon would not hold" in line
+PRIVATE = "[privacy]\nepsilon = 3.0\n"
+
+
+def test_with_privacy_a_look_sees_the_clipped_loss_and_its_noise_is_calibrated_to_all_looks():
+    private = plan("every = 4\ncap = 1.5", more=PRIVATE)
+    look = look_of(task_of(private), private)
+    assert isinstance(look, NoisedLook)
+    assert look.cap == 1.5
+    assert private.looks == 3
+    assert 2.9 < spent([NoisedSteps(1.0, look.noise_multiplier, 3)], 1e-5) <= 3.0
+
+
+def test_what_cannot_be_looked_at_under_privacy_is_refused_by_its_key():
+    with pytest.raises(ConfigError, match=r"validation\.metric: with \[privacy\] a look sees the mean loss"):
+        plan('metric = "auroc"', more=PRIVATE)
+    with pytest.raises(ConfigError, match=r"validation\.cap: does nothing without \[privacy\]"):
+        plan("cap = 3.0")
+    for cap in ("0.0", "-1.0", "1e9", "nan"):
+        with pytest.raises(ConfigError, match=r"validation\.cap"):
+            plan(f"cap = {cap}", more=PRIVATE)
+    pictures = plan(task="image-synthesis", more=PRIVATE)
+    with pytest.raises(ConfigError, match=r"validation: with .privacy. a look is a loss of answers, and task image-synthesis"):
+        task_of(pictures)
+
+
+@given(st.lists(st.floats(width=64), max_size=40), st.floats(1e-3, 1e3))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_no_patient_adds_more_than_one_to_a_look_whatever_its_loss(losses: list[float], cap: float):
+    vectors = NoisedLook(cap, 3.0).vectors(np.array(losses, dtype=np.float64))
+    assert vectors.shape == (len(losses), 2)
+    assert (np.linalg.norm(vectors, axis=1) <= 1).all()
+    assert (vectors >= 0).all()
+
+
+def test_the_figure_of_summed_looks_is_the_mean_clipped_loss():
+    look, losses = NoisedLook(2.0, 1e-6), np.array([0.5, 1.0, 9.0, np.nan, -4.0])
+    parts = [look.unpack(look.vectors(part).sum(axis=0).astype("<f8").tobytes()) for part in (losses[:2], losses[2:])]
+    assert look.figure(parts[0] + parts[1]) == pytest.approx((0.5 + 1.0 + 2.0 + 2.0 + 0.0) / 5)
+    assert look.better(0.3, 0.4)
+    assert not look.better(0.4, 0.4)
+
+
+@pytest.mark.parametrize("patients", [0, 5])
+def test_patients_that_drown_in_the_noise_are_no_figure(patients: int):
+    look = NoisedLook(2.0, 2.0)
+    total = look.unpack(look.vectors(np.ones(patients)).sum(axis=0).astype("<f8").tobytes())
+    assert look.figure(total) is None
+
+
+@pytest.mark.parametrize(("sums", "why"), [(b"", "bytes long"), (bytes(24), "bytes long"),
+    (np.array([np.nan, 1.0]).tobytes(), "not finite"), (np.array([1.0, np.inf]).tobytes(), "not finite")])  # fmt: skip
+def test_noised_sums_of_another_shape_are_refused(sums: bytes, why: str):
+    with pytest.raises(UpdateRefused, match=why):
+        NoisedLook(2.0, 2.0).unpack(sums)
 
 
 @pytest.mark.parametrize("keys", ["share = 0.0", "share = 0.6", "every = 0", "patience = 0", 'keep = "median"', "look = 1"])

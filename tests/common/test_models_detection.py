@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from wardround.common.errors import ConfigError
+from wardround.common.models import MODELS
 from wardround.common.models.detector import _aim, _radius, decode, detection_loss
 
 CELLS = 16
@@ -64,8 +66,35 @@ def test_the_loss_is_least_where_the_output_says_the_boxes():
     larger = BOXES.clone()
     larger[..., 3] *= 2
     assert bool((detection_loss(written(moved), BOXES) > 1).all())
-    assert float(detection_loss(written(larger), BOXES)[0]) == pytest.approx(0.1 * (0.4 + 0.1) * CELLS / 2, rel=1e-3)
+    assert float(detection_loss(written(larger), BOXES)[0]) == pytest.approx(1, rel=1e-3)  # twice as high is off by a whole
     assert bool((detection_loss(torch.zeros(2, 5, CELLS, CELLS), BOXES) > 1).all())
+
+
+def test_a_size_that_is_off_costs_as_much_on_a_finer_map():
+    def of_sizes(cells: int) -> float:
+        boxes = torch.tensor([[[0.5, 0.5, 0.25, 0.25]]])
+        output = torch.full((1, 5, cells, cells), -12.0)
+        output[0, 0, cells // 2, cells // 2] = 12.0
+        output[0, 1:, cells // 2, cells // 2] = torch.tensor([0.2 * cells, 0.25 * cells, 0.0, 0.0])
+        return float(detection_loss(output, boxes))
+
+    assert of_sizes(16) == pytest.approx(0.2, rel=1e-2)
+    assert of_sizes(32) == pytest.approx(of_sizes(16), rel=1e-2)
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_cells_are_as_large_as_the_stride(stride: int):
+    found = MODELS["detector"]({"width": 4, "depth": 2, "stride": stride}, side=32)(torch.zeros(2, 1, 32, 32))
+    assert found.shape == (2, 5, 32 // stride, 32 // stride)
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    ({"stride": 3}, "stride is 3; 2 or 4 is wanted"),
+    ({"stride": 2, "depth": 6}, "a multiple of 64 is wanted"),
+], ids=str)  # fmt: skip
+def test_cells_that_do_not_fit_are_refused(options: dict[str, int], told: str):
+    with pytest.raises(ConfigError, match=told):
+        MODELS["detector"](options, side=32)
 
 
 def test_a_records_loss_is_over_its_own_number_of_boxes_and_padding_adds_nothing():

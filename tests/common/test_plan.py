@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from wardround.common.errors import ConfigError
 from wardround.common.plan import SignedText, StudyPlan, two_digits
-from wardround.common.privacy import spent
+from wardround.common.privacy import NoisedSteps, spent
 
 PRIVATE = {"epsilon": 3.0, "delta": 1e-5}
 
@@ -56,6 +56,27 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
         r"local\.sampler: 'balanced' draws some patients",
     ),
     "batches with privacy": ({"privacy": PRIVATE, "local": {"batch_size": 8}}, r"local\.batch_size: with \[privacy\]"),
+    "no noise in counts": (
+        {"privacy": PRIVATE | {"counts_noise": 0.0}, "loss": {"class_weights": "counted"}},
+        r"privacy\.counts_noise: .* greater than or equal to 0\.5",
+    ),
+    "counts dearer than the study": (
+        {"privacy": PRIVATE | {"epsilon": 0.2}, "loss": {"class_shares": "counted"}},
+        r"privacy\.counts_noise: counting classes at noise 10 costs epsilon 0\.34",
+    ),
+    "noise of counts that nobody takes": (
+        {"privacy": PRIVATE | {"counts_noise": 5.0}},
+        r"privacy\.counts_noise: does nothing unless",
+    ),
+    "a cap of weights that are not counted": (
+        {"loss": {"class_weights": [1.0, 2.0], "most_weight": 5.0}},
+        r"loss\.most_weight: does nothing unless",
+    ),
+    "weights by another word": ({"loss": {"class_weights": "balanced"}}, r"loss\.class_weights.*: input should be 'counted'"),
+    "noise that the counts make too dear": (
+        {"privacy": PRIVATE | {"noise_multiplier": 1.6, "counts_noise": 1.9}, "loss": {"class_weights": "counted"}},
+        r"privacy\.noise_multiplier: .* beyond the budget of 3",
+    ),
     "proximal with one step": ({"local": {"proximal": 0.1}}, r"local\.proximal: does nothing when local\.steps = 1"),
     "more sites than there are": ({"min_sites": 4}, "min_sites: 4 sites are wanted in a round, but the plan names 3"),
     "no sites": ({"sites": {}, "min_sites": 1}, "sites: dictionary should have at least 1 item"),
@@ -153,6 +174,25 @@ def test_the_noise_pays_for_every_attempt_at_every_step_of_every_round():
     steps = private.noised_steps(private.noise_multiplier())
     assert steps.steps == 10 * 2 * 3
     assert 2.9 < spent([steps], 1e-5) <= 3.0
+
+
+def test_the_noise_of_training_leaves_room_for_the_counts_that_the_same_patients_pay():
+    counted = plan(privacy=PRIVATE, loss={"class_weights": "counted", "class_shares": "counted"})
+    training, counts = counted.cost().training
+    assert counts == NoisedSteps(1.0, 10.0, 1)  # one question, however many keys want it
+    assert training.noise_multiplier > plan(privacy=PRIVATE).noise_multiplier()
+    assert 2.9 < spent([training, counts], 1e-5) <= 3.0
+    with_looks = plan(privacy=PRIVATE, validation={"every": 3})
+    assert with_looks.noise_multiplier() == plan(privacy=PRIVATE).noise_multiplier()  # other patients pay for looks
+    assert 2.9 < spent(with_looks.cost().aside, 1e-5) <= 3.0
+
+
+@given(st.integers(1, 60), st.integers(1, 70))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_as_many_looks_are_paid_for_as_rounds_are_looked_at(rounds: int, every: int):
+    known = plan(rounds=rounds, validation={"every": every})
+    assert known.looks == sum(known.looks_after(round) for round in range(1, rounds + 1))
+    assert plan(rounds=rounds).looks == 0
 
 
 def test_a_plan_without_privacy_has_no_noise_to_ask_for():

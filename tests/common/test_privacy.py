@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wardround.common.errors import ConfigError
-from wardround.common.privacy import NoisedSteps, calibrate, filtered, spent
+from wardround.common.privacy import Cost, NoisedSteps, calibrate, filtered, spent
 
 DELTA = 1e-5
 RATES = st.sampled_from([0.01, 0.1, 0.25, 0.5, 1.0])
@@ -107,6 +107,42 @@ def test_hardly_any_noise_costs_too_much_for_every_budget_and_is_counted_at_once
 
 def test_a_huge_noise_is_counted_as_no_more_than_the_accountants_can_hold():
     assert 0 <= filtered([NoisedSteps(0.5, 1e200, 100)], DELTA) < 1e-3
+
+
+TRAINED, COUNTED, LOOKED = NoisedSteps(0.25, 3.65, 100), NoisedSteps(1.0, 10.0, 1), NoisedSteps(1.0, 6.2, 20)
+
+
+def test_the_cost_of_a_study_is_that_of_the_patient_who_pays_more_and_never_the_sum():
+    cost = Cost((TRAINED, COUNTED), (LOOKED,))
+    sides = spent([TRAINED, COUNTED], 1e-5), spent([LOOKED], 1e-5)
+    assert cost.epsilon(1e-5) == max(sides)
+    assert cost.epsilon(1e-5) < spent([TRAINED, COUNTED, LOOKED], 1e-5)
+    assert Cost(()).epsilon(1e-5) == 0
+    assert Cost((TRAINED,)).epsilon(1e-5, "replace-one") == spent([TRAINED], 1e-5, "replace-one")
+
+
+def test_a_patient_replaced_by_one_on_the_other_side_is_not_cheaper_than_either_going():
+    cost = Cost((TRAINED,), (LOOKED,))
+    assert cost.epsilon(1e-5, "replace-one") >= spent([TRAINED, LOOKED], 1e-5)
+    assert cost.epsilon(1e-5, "replace-one") >= spent([LOOKED], 1e-5, "replace-one")
+
+
+def test_a_filter_counts_the_dearer_side_of_each_study():
+    """Over studies a patient may change sides, so it is not enough to follow one side through all of them."""
+    cheap, dear = NoisedSteps(1.0, 50.0, 1), NoisedSteps(1.0, 4.0, 1)
+    first, second = Cost((dear,), (cheap,)), Cost((cheap,), (dear,))
+    assert filtered([first, second], 1e-5) == pytest.approx(filtered([dear, dear], 1e-5))
+    assert filtered([first, Cost((cheap,), ())], 1e-5) == pytest.approx(filtered([dear, cheap], 1e-5))
+    assert filtered([Cost((TRAINED,), (LOOKED,))] * 2, 1e-5) < filtered([TRAINED, LOOKED] * 2, 1e-5)
+    assert filtered([Cost((TRAINED, COUNTED))], 1e-5) == filtered([TRAINED, COUNTED], 1e-5)
+    assert filtered([Cost((TRAINED,), (NoisedSteps(1.0, 1e-9, 1),))], 1e-5) == math.inf
+
+
+def test_noise_calibrated_beside_other_releases_pays_for_all_together():
+    sigma = calibrate(3.0, 1e-5, 0.25, 100, (COUNTED,))
+    assert 2.97 < spent([NoisedSteps(0.25, sigma, 100), COUNTED], 1e-5) <= 3.0
+    with pytest.raises(ConfigError, match="no noise keeps epsilon"):
+        calibrate(0.2, 1e-5, 0.25, 100, (COUNTED,))
 
 
 def test_a_promise_below_what_the_accountant_can_see_is_refused_rather_than_searched_for_ever():

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from wardround.common.errors import ConfigError
+from wardround.common.errors import ConfigError, OrderRefused
 from wardround.common.plan import LossPlan, StudyPlan
 from wardround.common.tasks import TASKS, TableSchema, Task, task_of
-from wardround.common.tasks.of_plan import with_options
+from wardround.common.tasks.of_plan import packed, shares_of, unpacked, weights_of, with_options
 
 LOGITS = torch.tensor([[2.0, -1.0], [0.3, 0.1], [-4.0, 4.0]])
 LABEL = torch.tensor([0, 1, 1])
@@ -62,6 +68,7 @@ def test_the_same_options_give_the_same_function():
     [
         ({"loss": {"class_weights": [1.0, 2.0, 3.0]}}, "loss.class_weights: 3 numbers for the 2 classes"),
         ({"loss": {"class_shares": [1.0]}}, "loss.class_shares: 1 numbers for the 2 classes"),
+        ({"task": "image-synthesis", "loss": {"class_weights": "counted"}}, "loss: task image-synthesis has a loss of its own"),
         ({"local": {"views": 2}}, "local.views: task heart-disease knows no change"),
         ({"task": "heart"}, "no task is called 'heart'"),
     ],
@@ -69,6 +76,55 @@ def test_the_same_options_give_the_same_function():
 def test_an_option_the_task_has_no_use_for_is_refused(more: dict[str, object], complaint: str):
     with pytest.raises(ConfigError, match=complaint):
         task_of(a_plan(**more))
+
+
+def test_a_task_without_classes_has_none_to_count():
+    schema = dataclasses.make_dataclass("NoClasses", [("classes", int, 0)])()
+    regression = Task("regression", "R", schema, lambda options: nn.Linear(1, 1))
+    for key in ("class_weights", "class_shares"):
+        with pytest.raises(ConfigError, match=rf"loss\.{key}: task regression has no classes to count"):
+            with_options(regression, a_plan(loss={key: "counted"}))
+
+
+def test_counted_shares_stand_where_public_ones_would():
+    counted = a_plan(loss={"class_weights": "counted", "class_shares": "counted"})
+    public = a_plan(loss={"class_weights": [1 / 1.6, 1 / 0.4], "class_shares": [0.8, 0.2]})
+    torch.testing.assert_close(
+        task_of(counted, (0.8, 0.2)).loss(LOGITS, LABEL), task_of(public).loss(LOGITS, LABEL), rtol=1e-6, atol=1e-7
+    )
+    torch.testing.assert_close(task_of(a_plan(loss={"class_weights": "counted"})).loss(LOGITS, LABEL), PLAIN)
+
+
+@given(st.lists(st.floats(-1e4, 1e6), min_size=2, max_size=8), st.floats(0, 500), st.floats(1, 1000))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_whatever_was_counted_weights_are_bounded_and_rarer_classes_weigh_more(
+    counts: list[float], deviation: float, most: float
+):
+    shares = shares_of(tuple(counts), deviation)
+    assert math.fsum(shares) == pytest.approx(1)
+    weights = weights_of(shares, most)
+    assert all(0 < weight <= most for weight in weights)
+    assert sum(w * s for w, s in zip(weights, shares, strict=True)) <= 1 + 1e-9  # 1 where none is capped
+    for (s, w), (t, v) in itertools.combinations(zip(shares, weights, strict=True), 2):
+        assert (s - t) * (w - v) <= 0
+    task = TASKS["heart-disease"]
+    if len(counts) == 2:
+        assert unpacked(packed(shares), task, a_plan(loss={"class_weights": "counted"})) == shares
+
+
+@pytest.mark.parametrize("data", [
+    b"", bytes(16), b"\x00" * 15, packed((0.5, 0.5, 0.0)), packed((0.9, 0.9)), packed((1.5, -0.5)), packed((math.nan, 1.0)),
+])  # fmt: skip
+def test_shares_that_are_none_are_refused(data: bytes):
+    task, plan = TASKS["heart-disease"], a_plan(loss={"class_weights": "counted"})
+    with pytest.raises(OrderRefused, match="shares"):
+        unpacked(data, task, plan)
+
+
+def test_shares_that_nobody_asked_for_are_refused():
+    assert unpacked(b"", TASKS["heart-disease"], a_plan()) is None
+    with pytest.raises(OrderRefused, match="no classes counted"):
+        unpacked(packed((0.5, 0.5)), TASKS["heart-disease"], a_plan())
 
 
 def test_a_task_with_a_loss_of_its_own_takes_no_options():

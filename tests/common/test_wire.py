@@ -23,12 +23,16 @@ from torch import Tensor
 
 from wardround.common.errors import OrderRefused, UpdateRefused
 from wardround.common.messages import (
+    CountedFacts,
+    CountFacts,
     Facts,
     Farewell,
+    LookFacts,
     OrderFacts,
     Present,
     RollCall,
     Settled,
+    TallyFacts,
     UpdateFacts,
     pack_with_model,
     unpack_model,
@@ -37,9 +41,10 @@ from wardround.common.weights import Shapes, Weights, digest, norm, pack, unpack
 
 WORDS = st.text(max_size=1000).filter(lambda text: text.isprintable())
 NUMBERS = st.integers(-(2**63), 2**63 - 1)
+VALUES: dict[str, st.SearchStrategy[object]] = {"int": NUMBERS, "str": WORDS, "bytes": st.binary(max_size=1000)}
 FACTS: dict[type[Facts], st.SearchStrategy[Facts]] = {
-    kind: st.builds(kind, **{part.name: NUMBERS if part.type == "int" else WORDS for part in fields(kind)})
-    for kind in (RollCall, Present, OrderFacts, UpdateFacts, Farewell, Settled)
+    kind: st.builds(kind, **{part.name: VALUES[str(part.type)] for part in fields(kind)})
+    for kind in (RollCall, Present, OrderFacts, UpdateFacts, LookFacts, TallyFacts, CountFacts, CountedFacts, Farewell, Settled)
 }
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 UPDATE = UpdateFacts("va", "a" * 64, "b" * 16, 3, 1, "c" * 64, 3)

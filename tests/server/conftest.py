@@ -53,9 +53,9 @@ class MeddledGrid(LocalGrid):
         return changed if isinstance(changed, list) else [changed]
 
 
-def coordinate(scenario: Scenario, grid: LocalGrid) -> str:
+def coordinate(scenario: Scenario, grid: LocalGrid, **config: str) -> str:
     """Run the ServerApp; returns why the study stopped, or nothing."""
-    run_config = {"plan": scenario.study.text, "folder": str(scenario.folder)}
+    run_config = {"plan": scenario.study.text, "folder": str(scenario.folder), **config}
     try:
         server_app()(grid, Context(grid.run.run_id, 1, {}, RecordDict(), dict(run_config)))
     except StudyStopped as stopped:

@@ -17,8 +17,8 @@ from wardround.common.errors import ConfigError
 from wardround.common.messages import REFUSED, Present
 from wardround.common.plan import SignedText
 from wardround.common.tasks import Records, Task
+from wardround.common.vault import Vault
 from wardround.common.weights import Weights, trainable
-from wardround.server import checkpoint
 from wardround.server.federation import opened
 from wardround.server.roll import call_the_roll
 from wardround.simulations.scenario import Scenario
@@ -218,14 +218,14 @@ def test_one_refusal_does_not_stop_a_study_of_enough_others(small: Small):
 
 
 def test_a_full_disk_stops_the_study_with_the_reason(small: Small, monkeypatch: pytest.MonkeyPatch):
-    scenario, whole = small(), checkpoint.write_atomically
+    scenario, whole = small(), Vault.write
 
-    def full(path: Path, *content: bytes) -> None:
+    def full(self: Vault, path: Path, *content: bytes, label: str) -> None:
         if path.name.startswith("round-000002"):
             raise OSError(28, "No space left on device")
-        whole(path, *content)
+        whole(self, path, *content, label=label)
 
-    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    monkeypatch.setattr(Vault, "write", full)
     assert coordinate(scenario, MeddledGrid(scenario)) == "the checkpoint of round 2 cannot be written: No space left on device"
     assert progress(scenario).round == 1
     monkeypatch.undo()

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from tests.server.conftest import MeddledGrid, coordinate, progress
 from tests.server.test_report import a_report
 from wardround.client.data import open_parted
+from wardround.common.explain import facts, sentences
 from wardround.common.messages import REFUSED
 from wardround.common.metrics import Tally
 from wardround.common.plan import StudyPlan
@@ -27,8 +28,7 @@ from wardround.common.weights import pack
 from wardround.server import collect as collect_module
 from wardround.server.account import study_facts
 from wardround.server.checkpoint import RoundRecord
-from wardround.server.explain import facts, sentences
-from wardround.server.report import Report, to_html, words
+from wardround.server.report import Report, story, to_html
 from wardround.server.validation import best_round, ended_early, with_best
 from wardround.simulations.scenario import Scenario
 
@@ -278,7 +278,7 @@ def early(**changes: object) -> dict[str, object]:
 
 def test_completed_early_is_told_as_such():
     report = Report.model_validate(early())
-    text = " ".join(words.summary(report))
+    text = " ".join(story.summary(report))
     assert "ended early, as its plan provides, after 4 of 6 planned rounds: no better AUROC." in text
     assert "completed its" not in text
     page = to_html(report)
@@ -300,8 +300,8 @@ def test_a_report_that_ends_early_without_a_ground_is_refused(changes: dict[str,
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_the_released_model_is_called_what_it_is(keep: str):
     of = early()["validation"] | {"keep": keep}  # type: ignore[operator]
-    text = words.validation(Report.model_validate(early(validation=of)))
+    text = story.validation(Report.model_validate(early(validation=of)))
     assert ("did best there" in text) == (keep == "best")
     assert ("that of the last round" in text) == (keep == "last")
     unseen = of | {"looks": 0, "best_round": None, "best": None}
-    assert "No look at them came about" in words.validation(Report.model_validate(early(validation=unseen)))
+    assert "No look at them came about" in story.validation(Report.model_validate(early(validation=unseen)))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from tests.conftest import repeatable_coins
+from tests.forked import Forked
 from wardround.client.app import client_app
 from wardround.common.messages import OrderFacts, UpdateFacts, pack_with_model
 from wardround.common.weights import Shapes, Weights, pack, unpack
@@ -195,7 +194,7 @@ def test_models_of_other_shapes_and_other_numbers_come_in_turn():
 
 @pytest.mark.parametrize(
     ("run", "reason"),
-    [("raise", "the client app failed"), ("refuse", "not here"), ("misshape", "tensor b is missing")],
+    [("raise", "the client app failed"), ("refuse", "not here"), ("misshape", "tensor w should have shape [3]")],
 )
 def test_error_replies_free_their_places(run: str, reason: str):
     with grid_of(30, 2) as grid:
@@ -240,31 +239,18 @@ def test_a_reply_is_good_until_the_next_pull():
             ids.remove(reply.metadata.reply_to_message_id)
 
 
-PARENT = textwrap.dedent(
-    """
-    import sys, time
-    sys.path.insert(0, {folder!r})
-    from test_crew import *
-    with grid_of(4, 2) as grid:
-        grid.push_messages(orders(grid, ones(), run="sleep {sleep}"))
-        print(*children(), flush=True)
-        {act}
-    """
-)
+def started(act: Callable[[LocalGrid], object], sleep: float) -> tuple[Forked, list[int]]:
+    """A process with a grid of two that are busy, which goes on with `act`; and the two."""
 
+    def parent() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
+        with grid_of(4, 2) as grid:
+            grid.push_messages(orders(grid, ones(), run=f"sleep {sleep}"))
+            print(*children(), flush=True)
+            act(grid)
 
-def started(act: str, sleep: float) -> tuple[subprocess.Popen[str], list[int]]:
-    code = PARENT.format(folder=str(Path(__file__).parent), act=act, sleep=sleep)
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
-    )
-    assert parent.stdout is not None
-    return parent, [int(pid) for pid in parent.stdout.readline().split()]
+    process = Forked(parent)
+    return process, [int(pid) for pid in process.stdout.readline().split()]
 
 
 def gone(pids: list[int], seconds: float) -> bool:
@@ -284,7 +270,7 @@ def running(pid: int) -> bool:
 
 
 def test_a_killed_parent_leaves_nobody_behind():
-    parent, pids = started("time.sleep(60)", sleep=0.3)
+    parent, pids = started(lambda _: time.sleep(60), sleep=0.3)
     assert len(pids) == 2
     parent.kill()
     parent.communicate()
@@ -292,7 +278,7 @@ def test_a_killed_parent_leaves_nobody_behind():
 
 
 def test_ctrl_c_ends_all_at_once():
-    parent, pids = started("list(grid.pull_messages(['m4']))", sleep=60)
+    parent, pids = started(lambda grid: list(grid.pull_messages(["m4"])), sleep=60)
     assert len(pids) == 2
     for pid in (parent.pid, *pids):  # a terminal sends it to the whole group
         os.kill(pid, signal.SIGINT)

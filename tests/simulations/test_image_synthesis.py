@@ -10,17 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from wardround.client.hospital import Hospital
 from wardround.common.messages import RollCall
 from wardround.common.synthesis import Adversaries
+from wardround.server.checkpoint import Progress, RoundRecord
 from wardround.server.report import Report
 from wardround.server.sheet import sheet
 from wardround.simulations import STUDIES
 from wardround.simulations.command import Request, run
 from wardround.simulations.phantom import films
-from wardround.simulations.run import simulate
+from wardround.simulations.run import Watch, simulate
 from wardround.simulations.scenario import Changes, Scenario
 
 STUDY = """
@@ -117,6 +119,26 @@ def test_a_sheet_follows_from_the_released_model_alone(study: Callable[..., Scen
     weights = {name: p.detach() for name, p in scenario.task.model(plan.model, 9).named_parameters()}
     critic_apart = {name: torch.zeros_like(w) if name.startswith("critic") else w for name, w in weights.items()}
     assert sheet(plan, weights) == sheet(plan, critic_apart)
+
+
+def test_the_generator_is_handed_out_and_the_critic_stays_in_the_checkpoint(study: Callable[..., Scenario]):
+    whole, cut = (study(name, without_privacy=True) for name in ("whole", "cut"))
+    report = simulate(whole, baselines=False)
+
+    def fall(record: RoundRecord) -> None:
+        if record.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(cut, baselines=False, watch=Watch(round_done=fall))
+    assert simulate(Scenario.reopen(cut.folder), baselines=False).sheet == report.sheet
+    for scenario in (whole, cut):
+        network = scenario.task.model(scenario.study.plan.model, 0)
+        released = safetensors.torch.load_file(scenario.folder / "model.safetensors")
+        assert released.keys() == {name for name, _ in network.named_parameters() if name.startswith("generator.")}
+        kept = Progress.latest(scenario.folder / "checkpoints", study=scenario.study.digest)
+        assert kept is not None
+        assert kept.weights.keys() == {name for name, _ in network.named_parameters()}
 
 
 def test_a_hospital_refuses_a_critic_that_mixes_patients(study: Callable[..., Scenario], monkeypatch: pytest.MonkeyPatch):

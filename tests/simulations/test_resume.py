@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import repeatable_coins
 from wardround.client.dp import Coins, OsCoins
 from wardround.client.ledger import PrivacyLedger
+from wardround.common.vault import Vault
 from wardround.common.weights import digest
 from wardround.server import federation
 from wardround.server.checkpoint import Progress
@@ -115,10 +116,10 @@ def test_a_kill_between_a_sites_answer_and_the_checkpoint_sends_the_same_answer_
         tossed[site, at] += 1
         return OsCoins()  # secret ones: only a stored answer can be the same twice
 
-    def killed(self: Progress, folder: Path) -> None:
+    def killed(self: Progress, folder: Path, vault: Vault) -> None:
         if self.round == round:
             raise Killed
-        save(self, folder)
+        save(self, folder, vault)
 
     monkeypatch.setattr(federation, "one_round", watched)
     save = Progress.save
@@ -161,8 +162,8 @@ def test_a_damaged_checkpoint_costs_a_round_of_work_and_no_privacy(
 ):
     study, save = scenario(rounds=6), Progress.save
 
-    def killed(self: Progress, folder: Path) -> None:
-        save(self, folder)
+    def killed(self: Progress, folder: Path, vault: Vault) -> None:
+        save(self, folder, vault)
         if self.round == 4:
             raise Killed
 

@@ -40,7 +40,7 @@ def test_a_report_holds_what_it_promises(scenario: Prepare):
     written = json.loads((study.folder / "report.json").read_text())
     assert Report.model_validate(written) == report
     assert set(written) == set(
-        "schema study outcome headline results privacy rounds sites seeds seconds versions notes sheet validation".split()  # noqa: SIM905
+        "schema study outcome headline results privacy rounds sites seeds seconds versions notes sheet validation class_counts".split()  # noqa: SIM905, E501
     )
     assert written["study"]["plan"] == study.study.text == (study.folder / "plan.toml").read_text()
     assert written["outcome"] == {"status": "completed", "reason": "", "rounds_done": 4}

@@ -11,8 +11,9 @@ import tomli_w
 
 from wardround.client.data import open_parted
 from wardround.common.tasks import Records
+from wardround.common.vault import Vault
 from wardround.server.checkpoint import Progress
-from wardround.server.report import Report, to_html, words
+from wardround.server.report import Report, promises, story, to_html
 from wardround.simulations import run as run_module
 from wardround.simulations.run import simulate
 from wardround.simulations.scenario import Changes, Scenario
@@ -63,11 +64,11 @@ def test_a_kill_at_any_checkpoint_changes_no_decision(
     assert (outcome.status, 5 < outcome.rounds_done < ROUNDS) == ("completed early", True)
     save, killed = Progress.save, set()
 
-    def deadly(self: Progress, folder: Path) -> None:
+    def deadly(self: Progress, folder: Path, vault: Vault) -> None:
         if self.round not in killed:  # once before each checkpoint is written
             killed.add(self.round)
             raise Killed
-        save(self, folder)
+        save(self, folder, vault)
 
     with monkeypatch.context() as patched:
         patched.setattr(Progress, "save", deadly)
@@ -93,14 +94,14 @@ def test_the_report_tells_what_was_looked_at_and_decided(looked_at: Callable[...
     seen = {r.round: r.validation for r in report.rounds if r.validation is not None}
     assert report.validation.looks == len(seen)
     assert report.validation.best == max(seen.values()) == seen[report.validation.best_round]
-    text = " ".join(words.summary(report))
+    text = " ".join(story.summary(report))
     assert "About 40% of each hospital's training patients were set aside" in text
     assert f"after round {report.validation.best_round}" in text
     page = to_html(report)
     assert "patients set aside for validation" in page
     assert "Never a record or a part of one" in page
     assert "never a count of patients or records" not in page
-    assert any("exact and without noise" in line for line in words.what_left(report))
+    assert any("exact and without noise" in line for line in promises.what_left(report))
     if report.outcome.status == "completed early":
         assert f"ended early, as its plan provides, after {report.outcome.rounds_done} of 12 planned rounds" in text
 
@@ -111,9 +112,9 @@ def test_models_for_comparison_leave_out_the_patients_set_aside_too(
     scenario, seen = looked_at(), {}
     train = run_module.train_alone
 
-    def watched(plan: object, records: Records, *, name: str) -> object:
+    def watched(plan: object, records: Records, *, name: str, **given: object) -> object:
         seen[name] = len(records)
-        return train(plan, records, name=name)  # type: ignore[arg-type]
+        return train(plan, records, name=name, **given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(run_module, "train_alone", watched)
     report = simulate(scenario)
@@ -126,5 +127,5 @@ def test_a_study_without_looks_reports_none(scenario: Callable[..., Scenario]):
     report = simulate(scenario(rounds=2, without_privacy=True), baselines=False)
     assert report.validation is None
     assert all(r.validation is None and r.not_validated == {} for r in report.rounds)
-    assert words.validation(report) == ""
+    assert story.validation(report) == ""
     assert "never a count of patients or records" in to_html(report)
