@@ -39,7 +39,7 @@ from wardround.common.start import taken_in
 from wardround.common.tasks import Records, Task, task_of
 from wardround.common.tasks.looks import NoisedLook, look_of
 from wardround.common.tasks.of_plan import unpacked
-from wardround.common.weights import Shapes, Weights, digest
+from wardround.common.weights import Shapes, Weights, digest, rounded
 
 CoinsFor = Callable[[str, int], Coins]  # (site, round) -> coins; tests inject one, no configuration can
 
@@ -256,7 +256,7 @@ class Hospital:
             declared_patients=plan.sites[self.config.site],
             coins=self._coins_for(self.config.site, order.round),
         )
-        update = {name: tensor.detach().cpu().contiguous() for name, tensor in update.items()}
+        update = rounded({name: tensor.detach().cpu().contiguous() for name, tensor in update.items()}, plan.update_numbers)
         ledger.answer(moment, reply=safetensors.torch.save(update))
         return self._facts_of(order), update
 
@@ -275,7 +275,7 @@ class Hospital:
             site=self.config.site,
             round=order.round,
         )
-        return {name: tensor.cpu() for name, tensor in update.items()}
+        return rounded({name: tensor.cpu() for name, tensor in update.items()}, plan.update_numbers)
 
     def _model(self, plan: StudyPlan) -> nn.Module:
         return working_model(task_of(plan), plan.model, self._device)

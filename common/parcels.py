@@ -7,10 +7,13 @@ parcel is believed before its seal is checked, so here only shapes and sizes are
 
 from __future__ import annotations
 
+import io
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from wardround.common.errors import OrderRefused
@@ -21,11 +24,12 @@ _MOST_TENSORS = 100_000
 _ITEM = {"float32": 4}  # bytes of a number; nothing else travels
 
 
-def packed(content: RecordDict) -> RecordDict:
+def packed(content: RecordDict, *, halves: bool = False) -> RecordDict:
     """`content` as a parcel.
 
     Args:
         content: config records and at most one array record, whose arrays are float32 in NumPy's format.
+        halves: send arrays as float16 whose every number float16 can hold, which `unpacked` undoes.
     """
     facts: dict[str, Any] = {}
     layout: dict[str, list[list[Any]]] = {}
@@ -34,10 +38,11 @@ def packed(content: RecordDict) -> RecordDict:
         if isinstance(record, ConfigRecord):
             facts |= {f"{name}/{key}": value for key, value in record.items()}
         elif isinstance(record, ArrayRecord):
-            layout[name] = [
-                [key, array.dtype, list(array.shape), array.stype, len(array.data)] for key, array in record.items()
-            ]
-            block += [array.data for array in record.values()]
+            layout[name] = []
+            for key, array in record.items():
+                half = _halved(array) if halves else None
+                block.append(array.data if half is None else half)
+                layout[name].append([key, array.dtype, list(array.shape), array.stype, len(block[-1]), half is not None])
         else:
             raise OrderRefused("the message holds something that cannot be sent")
     data = b"".join(block)
@@ -86,11 +91,32 @@ def _unpacked(parcel: RecordDict) -> RecordDict:
         if name in configs or len(arrays) > _MOST_TENSORS:
             raise ValueError
         record = found[name] = ArrayRecord()
-        for key, dtype, shape, stype, size in arrays:
-            if type(size) is not int or size < _ITEM[dtype] * math.prod(shape) or start + size > len(data):
+        for key, dtype, shape, stype, size, half in arrays:
+            least = _ITEM[dtype] * math.prod(shape) // (2 if half else 1)
+            if type(size) is not int or size < least or start + size > len(data) or (half and size != least):
                 raise ValueError
-            record[key] = Array(dtype, tuple(shape), stype, data[start : start + size])
+            part = data[start : start + size]
+            record[key] = Array(dtype, tuple(shape), stype, _doubled(part, shape) if half else part)
             start += size
     if start != len(data):
         raise ValueError
     return found
+
+
+def _halved(array: Array) -> bytes | None:
+    """The numbers as float16, where that loses nothing and `_doubled` gives the same bytes back; else None."""
+    if array.dtype != "float32" or array.stype != "numpy.ndarray":
+        return None
+    numbers = np.frombuffer(array.data, "<f4", offset=len(array.data) - 4 * math.prod(array.shape))
+    with np.errstate(over="ignore", invalid="ignore"):
+        half = numbers.astype("<f2")
+    same = bool(np.array_equal(half.astype("<f4").view("<u4"), numbers.view("<u4")))  # of bits, so that NaN is no exception
+    data = half.tobytes()
+    return data if same and _doubled(data, array.shape) == array.data else None
+
+
+def _doubled(data: bytes, shape: Sequence[int]) -> bytes:
+    """float16 numbers as a float32 array in NumPy's format."""
+    found = io.BytesIO()
+    np.save(found, np.frombuffer(data, "<f2").astype("<f4").reshape(tuple(shape)), allow_pickle=False)
+    return found.getvalue()

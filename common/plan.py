@@ -152,6 +152,7 @@ class StudyPlan(Config):
     combine: Literal["mean", "median", "trimmed-mean"] = "mean"
     trim: Annotated[float, Field(gt=0, lt=0.5)] = 0.1  # of trimmed-mean: the share cut off at each end
     secure_sum: bool = False
+    update_numbers: Literal["float32", "float16"] = "float32"  # as what an update travels; rounded after the noise
     model: dict[str, bool | int | float | str | Annotated[list[int], Field(max_length=64)]] = Field(default_factory=dict)
     local: LocalPlan = LocalPlan()
     loss: LossPlan = LossPlan()

@@ -71,8 +71,10 @@ class Desk:
             settings: what the coordinator says of its run: the plan and its signatures.
         """
         order: Order | None = None
+        halves = False
         try:
             signed = self._signed_study(settings)
+            halves = signed.study.plan.update_numbers == "float16"
             study = signed.study
             order = open_order(
                 unpacked(message.content),
@@ -103,7 +105,7 @@ class Desk:
             order=order.digest if order else "",
             audit=self.audit.head,
         )
-        return Message(packed(sealed), reply_to=message)
+        return Message(packed(sealed, halves=halves), reply_to=message)
 
     def _signed_study(self, settings: dict[str, Any]) -> SignedStudy:
         """The plan and its signatures, read but not yet believed."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from wardround.client import hospital as house
 from wardround.client.app import client_app
-from wardround.client.hospital import Hospital
+from wardround.client.hospital import CoinsFor, Hospital
 from wardround.client.ledger import Cohort, Moment
 from wardround.common.errors import (
     BudgetExhausted,
@@ -233,6 +233,19 @@ def test_an_update_holds_the_trainable_tensors_under_torchs_names_and_nothing_el
     assert {name: tensor.shape for name, tensor in update.items()} == {n: p.shape for n, p in model.named_parameters()}
     assert all(tensor.dtype == torch.float32 for tensor in update.values())
     assert facts == UpdateFacts("va", small.study.digest, "run", 1, 1, head, 1)
+
+
+@pytest.mark.parametrize("without_privacy", [True, False])
+def test_float16_rounds_an_update_after_the_noise(scenario: Prepared, coins_for: CoinsFor, without_privacy: bool):
+    prepared = scenario(rounds=1, without_privacy=without_privacy)
+    halved = SignedText.received(f'update_numbers = "float16"\n{prepared.study.text}')
+    found = []
+    for number, study in enumerate((prepared.study, halved)):
+        with closing(Hospital(prepared.sites["va"], coins_for)) as hospital:
+            found.append(hospital.train(study, an_order(study, run=f"run-{number}"), a_model(prepared))[1])
+    whole, half = found
+    assert all(torch.equal(half[name], whole[name].half().float()) for name in whole)
+    assert any(not torch.equal(half[name], whole[name]) for name in whole)
 
 
 def test_a_private_update_is_never_the_bare_gradient(scenario: Prepared):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from wardround.common.contents import content_digest
 from wardround.common.errors import OrderRefused
 from wardround.common.parcels import packed, unpacked
-from wardround.common.weights import pack
+from wardround.common.weights import pack, rounded
 
 FACTS = {"kind": "order", "round": 3, "share": 0.5, "last": True, "sums": b"\0\1/", "text": "a/b"}
 
@@ -40,6 +40,26 @@ def test_a_small_model_travels_as_one_record_and_a_large_one_as_one_array():
     assert len(large["tensors"]) == 1
 
 
+@pytest.mark.parametrize("numbers", [4, 200_000])
+def test_numbers_that_float16_can_hold_take_half_the_bytes_and_come_back_to_the_bit(numbers: int):
+    content = message()
+    content["model"] = pack(rounded({"w": torch.randn(numbers), "b": torch.tensor([1e9, -0.0, 6e-8])}, "float16"))
+    whole, half = packed(content), packed(content, halves=True)
+    assert content_digest(unpacked(half)) == content_digest(content)
+    assert length(half) < 0.6 * length(whole) if numbers > 1000 else length(half) < length(whole)
+
+
+def test_numbers_that_float16_cannot_hold_are_sent_whole():
+    content = message()
+    content["model"] = pack({"w": torch.tensor([0.1, float("nan"), 1e9])})
+    assert content_digest(unpacked(packed(content, halves=True))) == content_digest(content)
+
+
+def length(parcel: RecordDict) -> int:
+    block = dict(parcel["parcel"]).get("block")  # type: ignore[call-overload]
+    return len(block if isinstance(block, bytes) else parcel["tensors"]["block"].data)  # type: ignore[index]
+
+
 def test_a_large_model_is_the_same_array_whoever_it_is_for():
     one, other = message(200_000), message(200_000)
     other["seal"] = ConfigRecord({"text": "for another site"})
@@ -61,7 +81,7 @@ LAYOUT = json.loads(str(dict(packed(message())["parcel"])["layout"]))  # type: i
 
 
 def with_first(**changes: object) -> str:
-    names = ("key", "dtype", "shape", "stype", "size")
+    names = ("key", "dtype", "shape", "stype", "size", "half")
     first = dict(zip(names, LAYOUT["model"][0], strict=True)) | changes
     return json.dumps({"model": [list(first.values()), *LAYOUT["model"][1:]]})
 
@@ -84,6 +104,8 @@ def with_first(**changes: object) -> str:
         meddled(layout=with_first(shape=[10**12])),
         meddled(layout=with_first(shape=["4"])),
         meddled(layout=with_first(dtype="object")),
+        meddled(layout=with_first(half=True)),
+        meddled(layout=with_first(half=True, size=8, shape=[5])),
         meddled(block="text"),
         meddled(block=b""),
         meddled(block=b"more" * 1000),
@@ -91,7 +113,7 @@ def with_first(**changes: object) -> str:
         RecordDict({**packed(message()), "tensors": ArrayRecord({"block": Array("uint8", (1,), "bytes", b"x")})}),
         RecordDict({"parcel": ArrayRecord({"block": Array(np.zeros(3))})}),
     ],
-    ids=range(21),
+    ids=range(23),
 )
 def test_what_was_not_packed_here_is_refused(parcel: RecordDict):
     with pytest.raises(OrderRefused):
