@@ -54,7 +54,7 @@ def mover(port: int, size: int, coordinator: tuple[Path, Path, Path], sites: Seq
             process = subprocess.Popen(
                 [*command, *map(str, more)], cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-            stack.callback(process.wait)
+            stack.enter_context(process)
             stack.callback(process.kill)
             if _pipe(process.stdout).readline() != "ready\n":
                 raise SystemExit("a process that moves bytes did not start")

@@ -129,7 +129,8 @@ def free_port() -> int:
 
 def _rounds(marks: dict[int, float], training: dict[int, float]) -> Rounds:
     """From the moments at which rounds were on disk; the first round warms up, the last one writes the report."""
-    whole = {number: marks[number] - marks[number - 1] for number in sorted(marks)[1:-1] if number - 1 in marks}
+    counted = sorted(marks.keys() - {0, 1, max(marks)})  # before round 1 there is a checkpoint, too
+    whole = {number: marks[number] - marks[number - 1] for number in counted if number - 1 in marks}
     return Rounds(list(whole.values()), [seconds - training.get(number, 0.0) for number, seconds in whole.items()])
 
 

@@ -1,6 +1,6 @@
 """`wardround join SITE`, writing down how long each round's training took: what `benchmarks.network` takes off a round.
 
-    python -m benchmarks.network_site SITE.toml    adds "ROUND SECONDS" lines to `training.txt` beside that file
+Started by it as `python -m benchmarks.network_site SITE.toml`; adds "ROUND SECONDS" lines to `training.txt` beside that file.
 """
 
 from __future__ import annotations

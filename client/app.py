@@ -21,9 +21,6 @@ from wardround.client.hospital import CoinsFor, Hospital, os_coins
 from wardround.common.devices import keep_memory
 from wardround.common.errors import ConfigError, DataRefused, OrderRefused, RoundTaken, WardroundError
 from wardround.common.messages import (
-    INTERNAL,
-    REFUSED,
-    ROUND_TAKEN,
     CountFacts,
     Farewell,
     LookFacts,
@@ -33,6 +30,7 @@ from wardround.common.messages import (
     unpack_model,
 )
 from wardround.common.plan import SignedText
+from wardround.common.refusals import INTERNAL, REFUSED, ROUND_TAKEN
 
 _OPEN_HOSPITALS = 256  # each may hold a ledger file and its records open
 

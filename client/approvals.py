@@ -106,6 +106,11 @@ class ApprovalBook:
         if study.plan.name not in named or (self.folder / f"{study.digest}.json").exists():
             self.allows(study.digest, now)
 
+    def runs(self, digest: str) -> int | None:
+        """How often the plan with this digest may be run here: once for every approval; None where the site file admits it."""
+        page = self._page(digest)
+        return None if page is None else sum(act.kind == "approval" for act in page.acts)
+
     def approve(self, study: SignedText, signer: Signer, now: datetime, until: date | None) -> Approval:
         """Sign and keep this hospital's yes; on disk when this returns.
 

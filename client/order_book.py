@@ -8,6 +8,7 @@ For each run of a study, training and looks go forward only:
                              is the one that was given before
     from another model       refused; a new attempt may bring one, as far as the plan allows attempts
     after the farewell       refused
+    another run              refused: an approval is for one; what each patient pays for a study would be paid again
 
 Where the round before was seen here, the model's manifest must name that round's manifest as the one before it, so the
 coordinator cannot tell this hospital one history and another hospital a different one without both holding signed proof.
@@ -76,16 +77,20 @@ class OrderBook:
         """Give the file back."""
         self._db.close()
 
-    def accept(self, order: Order) -> None:
+    def accept(self, order: Order, *, runs: int | None = None) -> None:
         """Write down an order whose seal holds, before it is carried out.
+
+        Args:
+            order: the order.
+            runs: so many runs of its study may be begun here; None: any number.
 
         Raises:
             RoundTaken: the same round and attempt was begun from another model.
-            OrderRefused: a replay, out of turn, of a run that is over or belongs to another study, or with a manifest that
-                does not follow the one before; nothing was written down.
+            OrderRefused: a replay, out of turn, of a run that is over, belongs to another study or is one too many, or with a
+                manifest that does not follow the one before; nothing was written down.
         """
         with self._writing():
-            self._check_run(order)
+            self._check_run(order, runs)
             if self._is_newest(order):
                 return
             if order.action in _IN_TURN:
@@ -103,9 +108,12 @@ class OrderBook:
                 (order.run, order.study, order.digest, order.action == _CLOSE),
             )
 
-    def _check_run(self, order: Order) -> None:
+    def _check_run(self, order: Order, runs: int | None) -> None:
         row = self._one("SELECT study, closed FROM run WHERE run = ?", order.run)
         if row is None:
+            begun = self._one("SELECT COUNT(*) FROM run WHERE study = ?", order.study)
+            if runs is not None and begun is not None and int(str(begun[0])) >= runs:
+                raise OrderRefused("this study was begun here before under another run; to run it again wants another approval")
             return
         if row[0] != order.study:
             raise OrderRefused("this run belongs to another study")

@@ -9,6 +9,7 @@
     ├── OrderRefused         an order of the coordinator contradicts an earlier one, or cannot be read
     │   └── RoundTaken       the round was begun from another model; a new attempt may be ordered
     ├── UpdateRefused        a site's reply is not an update of this round
+    ├── SumAborted           a secure sum was given up; its secrets are gone
     ├── CheckpointBroken     a checkpoint cannot be trusted
     ├── TrustRefused         a certificate, a revocation list or an enrolment is not to be trusted
     │   └── SignatureRefused a signed text is not what its signer signed, or cannot be read
@@ -63,6 +64,10 @@ class RoundTaken(OrderRefused):
 
 class UpdateRefused(WardroundError):
     """A site's reply is not an update of this round; it is dropped and the round goes on."""
+
+
+class SumAborted(WardroundError):
+    """A secure sum was given up: somebody did not follow it, or too few were left. Its secrets are gone."""
 
 
 class CheckpointBroken(WardroundError):

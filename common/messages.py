@@ -25,10 +25,6 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from wardround.common.errors import OrderRefused
 from wardround.common.weights import Shapes, Weights, pack, unpack
 
-REFUSED = 700  # codes of error replies; Flower keeps those below 100 for itself
-INTERNAL = 701
-ROUND_TAKEN = 702
-
 _LONGEST_TEXT = 1000  # characters of one field; ours are names, digests and short refusals
 
 

@@ -6,12 +6,16 @@ from flwr.app import ConfigRecord, RecordDict
 
 from wardround.common.errors import UpdateRefused
 
+REFUSED = 700  # codes of error replies; Flower keeps those below 100 for itself
+INTERNAL = 701
+ROUND_TAKEN = 702
+
 _REFUSAL = "refusal"
 _LONGEST = 1000  # characters
 
 
 def refusal(code: int, text: str) -> RecordDict:
-    """A message that says no, with a code of `common.messages` and a reason; a long one is cut."""
+    """A message that says no, with one of the codes above and a reason; a long one is cut."""
     return RecordDict({_REFUSAL: ConfigRecord({"code": code, "text": text[:_LONGEST]})})
 
 

@@ -18,8 +18,9 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from wardround.common.errors import OrderRefused, UpdateRefused, WardroundError
-from wardround.common.messages import ROUND_TAKEN, LookFacts, OrderFacts, UpdateFacts, pack_with_model, unpack_model
+from wardround.common.messages import LookFacts, OrderFacts, UpdateFacts, pack_with_model, unpack_model
 from wardround.common.plan import StudyPlan
+from wardround.common.refusals import ROUND_TAKEN
 from wardround.common.weights import Shapes, Weights, norm, pack
 from wardround.server.combine import combiner
 

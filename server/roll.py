@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -50,6 +51,9 @@ class Roll:
 def call_the_roll(grid: Grid, study: SignedText, run: str) -> Roll:
     """Ask everybody connected who they are; only sites the plan names count, each once.
 
+    A site that trains, as the coordinator before this one told it to or for another study, answers when it has done: it is
+    waited for as long as in a round, while it is connected.
+
     Raises:
         StudyStopped: two of them carry the same name.
     """
@@ -57,7 +61,7 @@ def call_the_roll(grid: Grid, study: SignedText, run: str) -> Roll:
     refused: dict[str, str] = {}
     heads: dict[str, str] = {}
     settled = set()
-    for address, present in _answers(grid, study, run, grid.get_node_ids()):
+    for address, present in _all_answers(grid, study, run):
         settled.add(address)
         if present is None:
             continue
@@ -134,6 +138,21 @@ def _answers(
             continue
         ours = present.site in study.plan.sites and present.study == study.digest
         yield reply.metadata.src_node_id, present if ours else None
+
+
+def _all_answers(grid: Grid, study: SignedText, run: str) -> Iterator[tuple[int, Present | None]]:
+    """The same of all who are connected, who are asked again while they are silent."""
+    asked, seconds, end = set(grid.get_node_ids()), _SECONDS, time.monotonic() + study.plan.deadline_seconds
+    while asked:
+        began = time.monotonic()
+        for address, present in _answers(grid, study, run, asked, seconds):
+            asked.discard(address)
+            yield address, present
+        now = time.monotonic()
+        if now - began < seconds or now >= end:  # all have answered, if not properly
+            return
+        asked &= set(grid.get_node_ids())
+        seconds = min(2 * seconds, max(_SECONDS, end - now))
 
 
 def _in_order(plan: StudyPlan, addresses: dict[str, int]) -> dict[str, int]:

@@ -37,7 +37,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from wardround.common.errors import ConfigError, UpdateRefused
-from wardround.common.messages import INTERNAL
+from wardround.common.refusals import INTERNAL
 from wardround.common.weights import Shapes, Weights, pack, unpack
 
 _SPARE_BYTES = 64 << 20  # for updates that are done before their turn: small models get more places than large ones

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from wardround.common.messages import INTERNAL
+from wardround.common.refusals import INTERNAL
 from wardround.simulations.crew import Crew
 
 _FIRST_NODE = 1000  # Flower numbers below are its own

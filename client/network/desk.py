@@ -24,10 +24,12 @@ from wardround.client.policy import SiteConfig
 from wardround.common.agreement import SignedStudy
 from wardround.common.audit_log import AuditLog
 from wardround.common.errors import ConfigError, OrderRefused, PlanRefused, RoundTaken, WardroundError
-from wardround.common.messages import INTERNAL, REFUSED, ROUND_TAKEN
 from wardround.common.parcels import packed, unpacked
 from wardround.common.plan import SignedText
+from wardround.common.refusals import INTERNAL, REFUSED, ROUND_TAKEN
+from wardround.common.seal_parts import LONGEST_NAME, texts_in
 from wardround.common.seals import Order, open_order, refusal, seal_reply
+from wardround.common.trust.signing import Signed
 from wardround.common.trust.site_folder import SiteFolder
 
 if TYPE_CHECKING:
@@ -86,25 +88,21 @@ class Desk:
             )
             signed.check(self._roster)  # at every order: an approval may have ended since, or a certificate been taken back
             self._approvals.admits(study, self.config.allow.studies)
-            self._orders.accept(order)
-            self.audit.anchor("coordinator", *order.audit, about=order.study)
-            self.audit.add("order.accepted", study=order.study, action=order.action, round=order.round, order=order.digest)
             if not self.audit.has_room():
                 raise OrderRefused("this site's disk is full")
+            self._orders.accept(order, runs=self._approvals.runs(study.digest))
+            self.audit.anchor("coordinator", *order.audit, about=order.study)
+            self.audit.add("order.accepted", study=order.study, action=order.action, round=order.round, order=order.digest)
             content = self._answers.again(order) or self._carried_out(message, order, study)
         except WardroundError as error:
             content = self._no(error, order)
         except Exception:
-            reference = secrets.token_hex(2)
-            log.exception("internal error, ref %s", reference)
-            content = refusal(INTERNAL, f"internal error, see the site's log, ref {reference}")
-        sealed = seal_reply(
-            content,
-            self._signer,
-            study=order.study if order else "",
-            order=order.digest if order else "",
-            audit=self.audit.head,
-        )
+            text = f"internal error, see the site's log, ref {secrets.token_hex(2)}"
+            log.exception("%s", text)
+            self.audit.add("order.refused", order=order.digest if order else "", why=text)
+            content = refusal(INTERNAL, text)
+        asked, digest = (order.study, order.digest) if order else _claimed(message)
+        sealed = seal_reply(content, self._signer, study=asked, order=digest, audit=self.audit.head)
         return Message(packed(sealed, halves=halves), reply_to=message)
 
     def _signed_study(self, settings: dict[str, Any]) -> SignedStudy:
@@ -141,6 +139,17 @@ class Desk:
         log.warning("refused: %s%s", error, f" ({error.detail})" if error.detail else "")
         self.audit.add("order.refused", order=order.digest if order else "", why=text)
         return refusal(ROUND_TAKEN if isinstance(error, RoundTaken) else REFUSED, text)
+
+
+def _claimed(message: Message) -> tuple[str, str]:
+    """(study, digest) of what came, believed or not: a refusal says what it refuses, so that the coordinator can read why."""
+    try:
+        text = texts_in(unpacked(message.content), ("text", "manifest"), OrderRefused("the order is not sealed"))["text"]
+        signed = Signed.parse(text, kind="order")
+    except WardroundError:
+        return "", ""
+    study = signed.body.get("study")
+    return (study, signed.digest) if isinstance(study, str) and len(study) <= LONGEST_NAME else ("", "")
 
 
 def _installed_app() -> ClientApp:

@@ -6,6 +6,7 @@ other program is started.
 
 from __future__ import annotations
 
+import _posixsubprocess
 import importlib.machinery
 import sys
 import sysconfig
@@ -57,8 +58,13 @@ def raise_guard(state: Path) -> None:
     """
     sys.meta_path.insert(0, Guard(installed(), state.resolve()))
     sys.addaudithook(_no_programs)
+    _posixsubprocess.fork_exec = _no_spawning  # what multiprocessing starts programs with, and no audit event tells
 
 
 def _no_programs(event: str, arguments: tuple[object, ...]) -> None:
     if event in _PROGRAMS:
         raise GuardedError("this hospital's process starts no other program")
+
+
+def _no_spawning(*given: object) -> int:
+    raise GuardedError("this hospital's process starts no other program")

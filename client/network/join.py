@@ -114,6 +114,8 @@ def _deal_with(config: SiteConfig, desk: Desk, line: Line, mail: Mail) -> None:
         log.info("%s: fetched in %.1f s, carried out in %.1f s, answered in %.1f s", action, *parts)
     except WardroundError as error:
         log.warning("an order is dropped: %s%s", error, f" ({error.detail})" if error.detail else "")
+    except Exception:  # Flower's own code on what a coordinator made up: the next order may be a good one
+        log.exception("an order is dropped")
 
 
 def _connect(config: SiteConfig, line: Line) -> None:
@@ -155,6 +157,8 @@ def _renew_trust(folder: SiteFolder, line: Line) -> None:
     try:
         if changed := folder.take_news(line.trust(), utc_now()):
             log.info("renewed: %s", ", ".join(changed))
+        # also what `enroll --welcome` put there meanwhile: a certificate ends sooner than this process
+        line.show(folder.trust / "roster" / f"{folder.name}.tls.crt", folder.key("tls"))
     except (WardroundError, OSError, Offline) as error:
         log.warning("the revocation list could not be renewed: %s", error)
 

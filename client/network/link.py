@@ -10,14 +10,17 @@ import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from wardround.common.errors import LinkRefused, OrderRefused
 
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0)  # seconds; a call for mail is held for 20
+_FAREWELL = httpx.Timeout(3.0)  # a line that is dead must not keep a process that was told to end
 _HEARTBEAT = 30  # seconds, as promised to Flower; it waits for two
 _HEARTBEAT_EVERY = 10.0
 _LARGEST_LETTER = 2 << 20  # bytes of a message without its tensors
@@ -53,6 +56,7 @@ class Line:
         from flwr.supernode.fleet_http_client import FleetHttpClient
         from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+        self._context = context
         public = node_key.public_key()
         self._key = public_key_to_bytes(public)
         self._client = FleetHttpClient(
@@ -64,6 +68,7 @@ class Line:
             verify=context, timeout=_TIMEOUT, proxy=proxy, trust_env=False, follow_redirects=False
         )
         self._node: Any = None
+        self._unknown = False  # whether the coordinator may have forgotten this site's number
         self._stop = threading.Event()
         self._settings: dict[int, dict[str, Any]] = {}
 
@@ -85,8 +90,10 @@ class Line:
                 _call(lambda: self._client.DeactivateNode(DeactivateNodeRequest(node_id=last_number)))
         request = ActivateNodeRequest(public_key=self._key, heartbeat_interval=_HEARTBEAT)
         answer = _call(lambda: self._client.ActivateNode(request))
+        beats = self._node is not None
         self._node = Node(node_id=answer.node_id)
-        threading.Thread(target=self._beat, daemon=True).start()
+        if not beats:
+            threading.Thread(target=self._beat, daemon=True).start()
         return int(answer.node_id)
 
     def mail(self) -> Mail | None:
@@ -94,7 +101,14 @@ class Line:
         from flwr.common.serde import message_from_proto
         from flwr.proto.fleet_pb2 import PullMessagesRequest
 
-        answer = _call(lambda: self._client.PullMessages(PullMessagesRequest(node=self._node)))
+        if self._unknown:
+            self.connect(self._node.node_id)
+            self._unknown = False
+        try:
+            answer = _call(lambda: self._client.PullMessages(PullMessagesRequest(node=self._node)))
+        except LinkRefused:
+            self._unknown = True  # perhaps the coordinator began new books, in which this site has another number
+            raise
         if not answer.messages_list:
             return None
         about = message_from_proto(answer.messages_list[0])
@@ -148,7 +162,7 @@ class Line:
 
         names = [tree.object_id for tree in iterate_object_tree(mail.tree)]
         try:
-            parts = pull_objects(names, pull_object_fn=pull, initial_backoff=0.05)
+            parts = pull_objects(names, pull_object_fn=pull, initial_backoff=0.05, backoff_cap=0.3, max_tries_per_object=None)
             message: Any = inflate_object_from_contents(mail.tree.object_id, parts)
         except (Offline, LinkRefused, OrderRefused):
             raise
@@ -203,6 +217,10 @@ class Line:
             wanted = ((name, parts[name].deflate()) for name in answer.objects_to_push)
             push_object_contents_from_iterable(wanted, push_object_fn=push)
 
+    def show(self, certificate: Path, key: Path) -> None:
+        """Show this certificate from the next connection on; raises `OSError` where it cannot be used."""
+        self._context.load_cert_chain(certificate, key)
+
     def trust(self) -> str:
         """The consortium's newest revocation list and certificates, for `Bundle.parse`. Raises as `connect` does."""
 
@@ -218,25 +236,28 @@ class Line:
         from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 
         self._stop.set()
+        self._client._client.timeout = _FAREWELL
         if self._node is not None:
             with contextlib.suppress(Offline, LinkRefused):
                 _call(lambda: self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id)))
         self._client.close()
 
     def _beat(self) -> None:
+        while not self._stop.wait(_HEARTBEAT_EVERY):
+            with contextlib.suppress(Exception):  # whatever it was: the calls for mail say so as well, and the next beat may do
+                _call(self._heartbeat)
+
+    def _heartbeat(self) -> Any:
         from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 
-        request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=_HEARTBEAT)
-        while not self._stop.wait(_HEARTBEAT_EVERY):
-            with contextlib.suppress(Offline, LinkRefused):  # the calls for mail say so as well
-                _call(lambda: self._client.SendNodeHeartbeat(request))
+        return self._client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=_HEARTBEAT))
 
 
 def _call(act: Callable[[], Any]) -> Any:
     """One call; what the coordinator says in refusal is kept, cut short."""
     try:
         return act()
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.DecodingError, DecodeError) as error:  # the last two: a proxy's page
         raise Offline(f"the coordinator cannot be reached ({type(error).__name__})") from None
     except httpx.HTTPStatusError as error:
         status = error.response.status_code

@@ -12,6 +12,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_SILENCE_SECONDS = 30.0  # between two pieces of a body
+
 
 class Refused(Exception):
     """A request that goes no further."""
@@ -62,13 +64,17 @@ async def hangs_up(receive: Receive) -> None:
 
 
 async def read_body(receive: Receive, headers: dict[str, str], most: int) -> bytes:
-    """The body of a request; raises `Refused` beyond `most` bytes, without reading them."""
+    """The body of a request; raises `Refused` beyond `most` bytes, without reading them, or where its sender falls silent."""
     announced = headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced) > most:
         raise Refused(413, f"a request of {announced[:20]} bytes; at most {most}")
     found = bytearray()
     while True:
-        message = await receive()
+        try:
+            async with asyncio.timeout(_SILENCE_SECONDS):  # `wait_for` would start a task for each of a hundred parts
+                message = await receive()
+        except TimeoutError:
+            raise Refused(408, "the rest of the request did not come") from None
         if message["type"] == "http.disconnect":
             raise Refused(400, "the caller hung up")
         found += message.get("body", b"")

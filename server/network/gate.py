@@ -12,12 +12,14 @@ import base64
 import binascii
 import contextlib
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from wardround.common.errors import TrustRefused
 from wardround.server.network.asgi import Answer, App, Receive, Refused, Scope, Send, again, answer, hangs_up, read_body
+from wardround.server.network.letters import Letters
 
 PEER = "wardround.peer"  # where a connection's client certificate stands in a request's scope
 _ROOMS = frozenset(
@@ -36,7 +38,13 @@ _ROOMS = frozenset(
 )
 _WAITING_ROOM = "/v1/fleet/pull-messages"
 _LARGEST_OBJECT = 8 << 20  # bytes; Flower cuts tensors into pieces of 5 MB
+_LARGEST_LETTER = 64 << 10  # names of some 900 pieces, which bounds what a site may have kept here for one reply
 _LARGEST_OTHER = 2 << 20
+_LIMITS = {"/v1/fleet/push-object": _LARGEST_OBJECT, "/v1/fleet/push-messages": _LARGEST_LETTER}
+_LONGEST_SIGNATURE = 256  # characters; Flower's have some 140
+_MOST_AT_ONCE = 64  # bodies of a site that are under way; each takes memory
+_ONCE = ("flwr-public-key", "flwr-signature", "flwr-package-version", "content-length")  # headers
+_NOTES = (0.1, 20.0)  # refusals of a site that are written down: a second in the long run, and at once
 _HOLD_SECONDS = 20.0  # a request for messages is kept until there is one; proxies give up after 30 to 60
 _MEMORY_SECONDS = 320.0  # Flower takes a signed header for 305 s
 
@@ -119,6 +127,9 @@ class Gate:
         self._app, self._roster, self._bell, self._version, self._trust, self._note = app, roster, bell, version, trust, note
         self._rate = (per_second, burst)
         self._buckets: dict[str, _Bucket] = {}
+        self._notes: dict[str, _Bucket] = {}
+        self._under_way: Counter[str] = Counter()
+        self._letters = Letters()
         self._heard: dict[bytes, float] = {}  # signature of a request -> when it may be forgotten
         self._forgotten_until = 0.0
 
@@ -138,23 +149,23 @@ class Gate:
             if scope["path"] not in _ROOMS or scope["method"] != "POST":
                 raise Refused(404, "not found")
             site = self._admit(scope)
-            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            headers = _headers(scope)
             self._same_flower(headers)
             self._own_key(site, headers)
-            body = await read_body(
-                receive, headers, _LARGEST_OBJECT if scope["path"].endswith("push-object") else _LARGEST_OTHER
-            )
+            with self._one_more(site):
+                body = await read_body(receive, headers, _LIMITS.get(scope["path"], _LARGEST_OTHER))
             self._never_heard(headers)
         except TrustRefused as error:
             await answer(send, 503, str(error))
             return
         except Refused as refused:
-            if refused.status != 404 or site:
-                self._note(site, refused.text)
+            if self._notes.setdefault(site, _Bucket(*_NOTES)).take():
+                self._note(site, f"{refused.text}: {scope['path'][:60]!a}" if refused.status == 404 else refused.text)
             await answer(send, refused.status, refused.text)
             return
+        self._letters.heard(site, scope["path"])
         if scope["path"] == _WAITING_ROOM:
-            await self._hold(scope, body, receive, send)
+            await self._hold(site, scope, body, receive, send)
         else:
             await self._app(scope, again(body), send)
 
@@ -166,6 +177,16 @@ class Gate:
         if not self._buckets.setdefault(site, _Bucket(*self._rate)).take():
             raise Refused(429, f"{site} asks too often")
         return site
+
+    @contextlib.contextmanager
+    def _one_more(self, site: str) -> Iterator[None]:
+        if self._under_way[site] >= _MOST_AT_ONCE:
+            raise Refused(429, f"{site} sends too much at once")
+        self._under_way[site] += 1
+        try:
+            yield
+        finally:
+            self._under_way[site] -= 1
 
     def _same_flower(self, headers: dict[str, str]) -> None:
         theirs = headers.get("flwr-package-version", "")
@@ -189,24 +210,38 @@ class Gate:
             self._heard = {heard: until for heard, until in self._heard.items() if until > now}
             self._forgotten_until = now + 30
         signature = headers.get("flwr-signature", "").encode()
-        if not signature or signature in self._heard:
+        if not 0 < len(signature) <= _LONGEST_SIGNATURE or signature in self._heard:
             raise Refused(409, "this request was made before")
         self._heard[signature] = now + _MEMORY_SECONDS
 
-    async def _hold(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """Ask Flower for messages until there is one, the time is over or the caller has gone."""
-        deadline = time.monotonic() + _HOLD_SECONDS
+    async def _hold(self, site: str, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Ask Flower for messages until there is one, the time is over, or the caller has gone or called again."""
+        deadline, call = time.monotonic() + _HOLD_SECONDS, self._letters.call(site)
         gone = asyncio.ensure_future(hangs_up(receive))
         try:
             while True:
                 rung = asyncio.ensure_future(self._bell.wait(max(0.0, deadline - time.monotonic())))
-                found = Answer()
-                await self._app(dict(scope), again(body), found)  # asked after the bell is heard, so that no ring is missed
-                if found.status != 200 or found.body or time.monotonic() >= deadline or gone.done():
+                found = self._letters.given(site) or Answer()
+                if not found.body:  # asked after the bell is heard, so that no ring is missed
+                    await self._app(dict(scope), again(body), found)
+                if found.status == 200 and found.body:
+                    self._letters.give(site, found)
+                over = self._letters.is_over(site, call)
+                if found.status != 200 or found.body or over or time.monotonic() >= deadline or gone.done():
                     rung.cancel()
+                    if over:
+                        self._bell.ring()  # for the newer call, should this one have been given the mail
                     break
                 await asyncio.wait({rung, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not gone.done():
                 await found.pass_on(send)
         finally:
             gone.cancel()
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """A request's headers; raises `Refused` where one of `_ONCE` stands there twice: whoever reads on may take the other."""
+    names = Counter(name for name, _ in scope["headers"])
+    if any(names[name.encode()] > 1 for name in _ONCE):
+        raise Refused(400, "a header stands there twice")
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

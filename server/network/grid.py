@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import httpx
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from wardround.common.errors import WardroundError
-from wardround.common.messages import REFUSED
+from wardround.common.refusals import REFUSED
 
 _FLOWERS_OWN = 100  # error codes below come from Flower, not from a site
 _POLL_SECONDS = 0.1
@@ -68,7 +69,9 @@ class NetworkGrid(Grid):
         self._asked: dict[str, _Asked] = {}  # by the id the caller knows
         self._sites: dict[int, str] = {}  # Flower's number -> site, of all ever seen
         self._since: dict[int, str] = {}  # the connected ones, and since when
+        self._missing: set[str] = set()  # away since before their last order, which they let pass
         self._looked = 0.0
+        self._alone = False  # whether replies are read one by one
         self._count = 0
 
     def set_run(self, run: Any) -> None:
@@ -92,13 +95,19 @@ class NetworkGrid(Grid):
         return sorted(self._since)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send orders; a site that is away gets its own when it is back."""
-        asked = {}
+        """Send orders; a site that is away gets its own when it is back.
+
+        One that let its last order pass unanswered and is still away is not waited for again: that is an answer.
+        """
+        asked, silent = {}, {asked.site for asked in self._asked.values()}
         for message in messages:
             self._count += 1
-            asked[f"order-{self._count}"] = _Asked(message, self._sites[message.metadata.dst_node_id])
+            site = self._sites[message.metadata.dst_node_id]
+            if site in silent and message.metadata.dst_node_id not in self._since:
+                self._missing.add(site)
+            asked[f"order-{self._count}"] = _Asked(message, site)
         self._asked |= asked
-        self._send(list(asked.values()))
+        self._send([one for one in asked.values() if one.site not in self._missing])
         return list(asked)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -106,8 +115,10 @@ class NetworkGrid(Grid):
         wanted = set(message_ids)
         self._asked = {known: asked for known, asked in self._asked.items() if known in wanted}
         under_way = {asked.sent_as: known for known, asked in self._asked.items() if asked.sent_as}
-        found = []
-        for reply in self._inner.pull_messages(list(under_way)) if under_way else []:
+        missing = [known for known, asked in self._asked.items() if asked.site in self._missing]
+        found = [_refusal(known, asked, f"{asked.site} is away") for known in missing for asked in [self._asked.pop(known)]]
+        under_way = {sent_as: known for sent_as, known in under_way.items() if known in self._asked}
+        for reply in self._read(list(under_way), found):
             known = under_way[reply.metadata.reply_to_message_id]
             if reply.has_error() and reply.error.code < _FLOWERS_OWN:
                 self._asked[known].sent_as = ""  # the site is away, or was started anew
@@ -128,6 +139,39 @@ class NetworkGrid(Grid):
             if waiting and not arrived:
                 time.sleep(_POLL_SECONDS)
         return replies
+
+    def _read(self, ids: list[str], found: list[Message]) -> list[Message]:
+        """Replies that Flower can read; refusals in place of others go to `found`. A bad one costs nobody else anything.
+
+        Flower reads all that came in one go and says nothing of which was bad. What it held then is gone: everybody is asked
+        again, answers the same, and from then on is read alone.
+        """
+        if not self._alone:
+            try:
+                return list(self._inner.pull_messages(ids)) if ids else []
+            except httpx.TransportError:  # nothing was read
+                raise
+            except Exception as error:
+                self._look()  # raises where it is Flower that does not answer
+                log.warning("a reply cannot be read (%s); from now on they are read one by one", type(error).__name__)
+                self._alone = True
+                for asked in self._asked.values():
+                    asked.sent_as = ""
+                return []
+        return [reply for number in ids for reply in self._read_alone(number, found)]
+
+    def _read_alone(self, number: str, found: list[Message]) -> list[Message]:
+        try:
+            return list(self._inner.pull_messages([number]))
+        except httpx.TransportError:
+            raise
+        except Exception as error:
+            self._look()
+            known = next(known for known, asked in self._asked.items() if asked.sent_as == number)
+            asked = self._asked.pop(known)
+            log.warning("a reply of %s cannot be read (%s)", asked.site, type(error).__name__)
+            found.append(_refusal(known, asked, "the reply cannot be read"))
+            return []
 
     def _send(self, due: list[_Asked]) -> None:
         sealed = []
@@ -160,16 +204,24 @@ class NetworkGrid(Grid):
             if site is not None and node.status == "online":
                 self._sites[node.node_id] = site
                 self._since[node.node_id] = node.last_activated_at
+        self._missing -= {self._sites[number] for number in self._since}
         self._seen(sorted(self._sites[number] for number in self._since))
 
     def _opened(self, known: str, reply: Message) -> Message:
         asked = self._asked[known]
         try:
             found = self._post.open(asked.site, asked.order, reply)
-        except WardroundError as error:
-            log.warning("a reply in the name of %s is refused: %s", asked.site, error)
-            found = Error(REFUSED, str(error))
+        except Exception as error:  # of what another made: no reply may end a study
+            why = str(error) if isinstance(error, WardroundError) else "it cannot be read"
+            log.warning("a reply in the name of %s is refused: %s", asked.site, why)
+            found = Error(REFUSED, why)
         said = {"_content": None, "_error": found} if isinstance(found, Error) else {"_content": found, "_error": None}
         reply.__dict__.update(said)
         reply.metadata.__dict__["_reply_to_message_id"] = known
         return reply
+
+
+def _refusal(known: str, asked: _Asked, why: str) -> Message:
+    """In place of a reply that did not come, or cannot be read."""
+    asked.message.metadata.__dict__["_message_id"] = known
+    return Message(Error(REFUSED, why), reply_to=asked.message)

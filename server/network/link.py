@@ -7,13 +7,16 @@ API; a contract test names every internal they use, so that a new Flower breaks 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wardround.common.errors import LinkRefused
+from wardround.common.errors import LinkRefused, UpdateRefused
 
+_LOOK_SECONDS = 0.3  # at most, between two looks for a part of a reply
 _FEDERATION = "@none/default"  # Flower's only one without its enterprise parts
 
 
@@ -60,6 +63,7 @@ class SuperLink:
         from flwr.superlink.config_loader import SuperLinkLifespanConfig
         from flwr.superlink.main import create_app
 
+        _large_pages()
         database.touch(mode=0o600)
         database.chmod(0o600)
         config = SuperLinkLifespanConfig(
@@ -132,13 +136,50 @@ class SuperLink:
         return len(left)
 
 
-def inner_grid(port: int, ticket: Ticket) -> Any:
-    """Flower's own grid over the loopback listener, speaking for `ticket`."""
+def _large_pages() -> None:
+    """Let the database take pieces of 5 MB in its stride: pages of 32 KB, and a log of 128 MB before it waits for the disk."""
+    from flwr.supercore import sql_mixin
+
+    flowers: Any = sql_mixin  # what it imports is not its interface
+    own = (("page_size", "32768"), *flowers.SQLITE_PRAGMAS, ("wal_autocheckpoint", "4096"))
+    flowers.SQLITE_PRAGMAS = tuple(dict.fromkeys(own))  # once, however many are opened in this process
+
+
+def inner_grid(port: int, ticket: Ticket, *, most: int) -> Any:
+    """Flower's own grid over the loopback listener, speaking for `ticket`; a reply has at most `most` bytes."""
+    from flwr.supercore.inflatable.inflatable_utils import pull_objects
     from flwr.supercore.run import Run
     from flwr.supercore.task_identity import TaskIdentity
+    from flwr.superlink.grid import http_grid
     from flwr.superlink.grid.http_grid import HttpGrid
 
+    # a reply is announced before its tensors are there; Flower would look again after 1, 2, 4 ... s, and 500 times in all
+    flowers: Any = http_grid
+    flowers.pull_objects = partial(pull_objects, initial_backoff=0.05, backoff_cap=_LOOK_SECONDS, max_tries_per_object=None)
     grid = HttpGrid(f"127.0.0.1:{port}", insecure=True, token=ticket.token)
     grid.set_run(Run.create_empty(run_id=ticket.run_id))
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = ticket.run_id, 1, ticket.task_id
+    _with_limit(grid._runtime_client, most)
     return grid
+
+
+def _with_limit(client: Any, most: int) -> None:
+    """Let `client` fetch at most `most` bytes a message: Flower would take all that a site says belongs to its reply."""
+    pull_messages, pull_object, lock, left = client.PullMessages, client.PullObject, threading.Lock(), 0
+
+    def messages(request: Any) -> Any:
+        nonlocal left
+        answer = pull_messages(request)
+        left = most * len(answer.messages_list)
+        return answer
+
+    def part(request: Any) -> Any:
+        nonlocal left
+        answer = pull_object(request)
+        with lock:
+            left -= len(answer.object_content)
+            if left < 0:
+                raise UpdateRefused(f"a reply is larger than {most} bytes")
+        return answer
+
+    client.PullMessages, client.PullObject = messages, part

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from wardround.common.audit_log import AuditLog
-from wardround.common.errors import TrustRefused, UpdateRefused, WardroundError
+from wardround.common.errors import AuditBroken, TrustRefused, UpdateRefused, WardroundError
 from wardround.common.files import write_atomically
 from wardround.common.parcels import packed, unpacked
 from wardround.common.plan import SignedText
@@ -19,6 +20,8 @@ from wardround.common.trust.certificates import COORDINATOR
 from wardround.common.trust.roster import Roster
 from wardround.common.trust.signing import Signed, Signer
 from wardround.server.network.config import CoordinatorConfig
+
+_LOG_SECONDS = 5.0
 
 
 def coordinator_signer(config: CoordinatorConfig) -> Signer:
@@ -29,12 +32,41 @@ def coordinator_signer(config: CoordinatorConfig) -> Signer:
 def opened_post(config: CoordinatorConfig, study: SignedText, folder: Path) -> tuple[SealedPost, Mapping[bytes, str]]:
     """The post of one study, and which of Flower's keys belongs to which of its sites."""
     roster, signer = Roster(config.trust), coordinator_signer(config)
-    site_of = {}
-    for site in study.plan.sites:
-        with contextlib.suppress(TrustRefused):  # it is told when it would connect
-            site_of[roster.node_key(site)] = site
-    audit = AuditLog.open(folder / "audit.jsonl", signer, about=study.digest)
-    return SealedPost(signer, roster, study.digest, folder, audit), site_of
+    audit = _opened_log(folder / "audit.jsonl", signer, study.digest)
+    return SealedPost(signer, roster, study.digest, folder, audit), Seats(roster, tuple(study.plan.sites))
+
+
+def _opened_log(path: Path, signer: Signer, study: str) -> AuditLog:
+    """The study's log, once an earlier process of this study, which may be about to end, has given it back."""
+    deadline = time.monotonic() + _LOG_SECONDS
+    while True:
+        try:
+            return AuditLog.open(path, signer, about=study)
+        except AuditBroken:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+class Seats(Mapping[bytes, str]):
+    """Flower's key -> site, of the plan's sites. One that is enrolled anew while its study runs is here from then on."""
+
+    def __init__(self, roster: Roster, sites: tuple[str, ...]) -> None:
+        self._roster, self._sites = roster, sites
+        self._known: dict[bytes, str] = {}
+
+    def __getitem__(self, key: bytes) -> str:
+        if key not in self._known:
+            for site in self._sites:
+                with contextlib.suppress(TrustRefused):  # it is told when it would connect
+                    self._known[self._roster.node_key(site)] = site
+        return self._known[key]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
 
 
 class SealedPost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 import sys
@@ -20,6 +21,25 @@ _MOST_DEATHS = 5  # of a study's process in a row without a finished round betwe
 _GRACE_SECONDS = 8.0
 
 log = logging.getLogger("wardround.coordinator")
+
+
+def _begun(folder: StudyFolder, orders: Orders) -> subprocess.Popen[str]:
+    """A study's process, told its orders; raises `OSError` where it cannot be started."""
+    with (folder.path / "errors.txt").open("a") as errors:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "wardround.server.network.study"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            text=True,
+        )
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it is dead already, which is seen soon
+        child.stdin.write(orders.text() + "\n")
+        child.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.close()
+    return child
 
 
 @dataclass
@@ -46,10 +66,13 @@ class Studies:
     def __init__(self, shelf: Shelf, link: SuperLink, *, config: Path, port: int, at_once: int) -> None:
         self._shelf, self._link, self._config, self._port, self._at_once = shelf, link, config, port, at_once
         self._running: dict[str, _Process] = {}
+        self._reports: list[subprocess.Popen[bytes]] = []  # that are being written
         self._deaths: dict[str, tuple[int, int]] = {}  # study -> (its round then, deaths there)
+        self._unreadable: dict[str, str] = {}  # study -> what was said of its status
 
     def look_after(self) -> None:
         """Do what is due; called again and again."""
+        self._reports = [report for report in self._reports if report.poll() is None]
         for name, process in list(self._running.items()):
             if process.child.poll() is not None:
                 self._ended(name, process)
@@ -61,24 +84,32 @@ class Studies:
                     log.warning("Flower ended the run of %s; it is begun anew", name)
                     self._end(name, process, "")
         for folder in self._shelf:
-            if len(self._running) >= self._at_once:
-                return
-            if folder.name not in self._running and self._due(folder):
+            if folder.name in self._running or not self._under_way(folder):
+                continue
+            if folder.wish == "stop":  # its process was gone before it could be told
+                self._note(folder, state=STOPPED, why="the operator stopped it")
+            elif folder.wish == "run" and len(self._running) < self._at_once:
                 self._start(folder)
 
     def close(self) -> None:
         """End every process; the next one that serves goes on where they were."""
+        for process in self._running.values():
+            process.child.terminate()  # all at once, so that they take their time together
         for name, process in list(self._running.items()):
             self._end(name, process, "")
 
-    def _due(self, folder: StudyFolder) -> bool:
+    def _under_way(self, folder: StudyFolder) -> bool:
         try:
             status = folder.status
         except WardroundError as error:
-            log.error("%s", error)
+            if self._unreadable.get(folder.name) != str(error):  # once, not twice a second
+                log.error("%s", error)
+            self._unreadable[folder.name] = str(error)
             return False
-        over = status is not None and status.state in (FINISHED, STOPPED)
-        return folder.wish == "run" and not over
+        return status is None or status.state not in (FINISHED, STOPPED)
+
+    def _note(self, folder: StudyFolder, *, state: str, why: str) -> None:
+        folder.write(replace(folder.status or Status(folder.name, ""), state=state, why=why, connected=[]))
 
     def _start(self, folder: StudyFolder) -> None:
         try:
@@ -86,18 +117,13 @@ class Studies:
             ticket = self._link.begin_run({"plan": signed.text, "signatures": signed.to_text()})
         except (WardroundError, OSError) as error:
             log.error("study %s cannot be begun: %s", folder.name, error)
-            folder.write(replace(folder.status or Status(folder.name, ""), state=STOPPED, why=str(error)))
+            self._note(folder, state=STOPPED, why=str(error))
             return
-        child = subprocess.Popen(
-            [sys.executable, "-m", "wardround.server.network.study"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=(folder.path / "errors.txt").open("a"),
-            text=True,
-        )
-        assert child.stdin is not None
-        child.stdin.write(Orders(str(folder.path), str(self._config), self._port, ticket).text() + "\n")
-        child.stdin.close()
+        try:
+            child = _begun(folder, Orders(str(folder.path), str(self._config), self._port, ticket))
+        except OSError:  # no memory, a full disk: it is tried again
+            self._link.end_run(ticket.run_id)
+            raise
         self._running[folder.name] = _Process(folder, ticket, child)
         log.info("study %s: process %d", folder.name, child.pid)
 
@@ -129,4 +155,5 @@ class Studies:
         if status is not None and status.state not in (FINISHED, STOPPED):
             process.folder.write(replace(status, state=STOPPED if why else WAITING, why=why, connected=[]))
             if why:  # in a process of its own: a report needs torch, and whoever serves does not
-                subprocess.Popen([sys.executable, "-m", "wardround", "report", name, "--config", str(self._config)])
+                command = [sys.executable, "-m", "wardround", "report", name, "--config", str(self._config)]
+                self._reports.append(subprocess.Popen(command))

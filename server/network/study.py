@@ -25,6 +25,7 @@ from wardround.server.network.shelf import FINISHED, RUNNING, STOPPED, WAITING, 
 
 _PATIENCE = 30.0  # seconds for latecomers once enough sites are there
 _LOOK_SECONDS = 0.5
+_LARGEST_LETTER = 2 << 20  # bytes of a reply without its tensors
 
 log = logging.getLogger("wardround.coordinator")
 
@@ -79,6 +80,7 @@ def run(orders: Orders) -> str:
 
     from wardround.common.agreement import SignedStudy
     from wardround.common.devices import keep_memory
+    from wardround.common.tasks import task_of
     from wardround.server.app import server_app
     from wardround.server.checkpoint import RoundRecord
     from wardround.server.federation import Observer
@@ -100,7 +102,9 @@ def run(orders: Orders) -> str:
 
     vault = config.opened_vault()
     post, site_of = opened_post(config, study, folder.path)
-    grid = NetworkGrid(inner_grid(orders.port, orders.ticket), site_of, post, seen=lambda sites: scribe.note(connected=sites))
+    most = 5 * task_of(plan).size(plan.model) + _LARGEST_LETTER
+    inner = inner_grid(orders.port, orders.ticket, most=most)
+    grid = NetworkGrid(inner, site_of, post, seen=lambda sites: scribe.note(connected=sites))
     try:
         _wait_for_sites(grid, list(plan.sites), plan.min_sites, scribe)
         scribe.note(state=RUNNING, why="")

@@ -24,9 +24,6 @@ from wardround.common.errors import (
     RoundTaken,
 )
 from wardround.common.messages import (
-    INTERNAL,
-    REFUSED,
-    ROUND_TAKEN,
     Farewell,
     OrderFacts,
     Present,
@@ -37,6 +34,7 @@ from wardround.common.messages import (
     unpack_model,
 )
 from wardround.common.plan import SignedText
+from wardround.common.refusals import INTERNAL, REFUSED, ROUND_TAKEN
 from wardround.common.tasks import TASKS
 from wardround.common.weights import Shapes, Weights, trainable
 from wardround.simulations.grid import LocalGrid

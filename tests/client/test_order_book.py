@@ -217,3 +217,18 @@ def test_two_processes_share_one_memory(book: OrderBook, tmp_path: Path):
     with pytest.raises(OrderRefused, match="replay"):
         book.accept(first)
     other.close()
+
+
+def test_a_study_is_run_as_often_as_it_was_approved(book: OrderBook, tmp_path: Path):
+    book.accept(order(action="query", attempt=0), runs=1)
+    book.accept(order(1, model=CHAIN[0]), runs=1)
+    book = reopened(book, tmp_path)
+    again = order(action="query", attempt=0, run="c" * 16)
+    with pytest.raises(OrderRefused, match="another approval"):
+        book.accept(again, runs=1)
+    book.accept(order(action="query.close", attempt=0), runs=1)
+    with pytest.raises(OrderRefused, match="another approval"):
+        book.accept(again, runs=1)
+    book.accept(order(action="query", attempt=0, run="c" * 16, study="d" * 64), runs=1)  # another study has its own
+    book.accept(order(action="query", attempt=0, run="e" * 16), runs=2)
+    book.accept(order(action="query", attempt=0, run="f" * 16))  # named in the site file

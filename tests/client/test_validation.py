@@ -18,9 +18,10 @@ from wardround.client.app import client_app
 from wardround.client.data import open_parted, open_records
 from wardround.client.hospital import Hospital
 from wardround.common.errors import OrderRefused
-from wardround.common.messages import REFUSED, LookFacts, OrderFacts, TallyFacts, pack_with_model
+from wardround.common.messages import LookFacts, OrderFacts, TallyFacts, pack_with_model
 from wardround.common.metrics import Tally
 from wardround.common.plan import SignedText
+from wardround.common.refusals import REFUSED
 from wardround.common.tasks import Records, Task, task_of
 from wardround.common.tasks.looks import look_of
 from wardround.common.weights import Weights, trainable

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.server.conftest import MeddledGrid, coordinate, progress, rewritten
-from wardround.common.messages import REFUSED, ROUND_TAKEN
 from wardround.common.plan import StudyPlan
+from wardround.common.refusals import REFUSED, ROUND_TAKEN
 from wardround.common.weights import LiveArray, Shapes, Weights, pack
 from wardround.server import collect as collect_module
 from wardround.server.combine import combiner

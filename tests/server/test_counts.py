@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from tests.server.conftest import MeddledGrid, coordinate, progress
 from wardround.client.data import open_records
-from wardround.common.messages import REFUSED
+from wardround.common.refusals import REFUSED
 from wardround.common.tasks.of_plan import packed
 from wardround.server.account import study_facts
 from wardround.server.checkpoint import Counted, Progress

@@ -14,8 +14,9 @@ from flwr.app import Error, Message, RecordDict
 from tests.server.conftest import Between, MeddledGrid, coordinate, progress
 from wardround.client.data import open_records
 from wardround.common.errors import ConfigError
-from wardround.common.messages import REFUSED, Present
+from wardround.common.messages import Present
 from wardround.common.plan import SignedText
+from wardround.common.refusals import REFUSED
 from wardround.common.tasks import Records, Task
 from wardround.common.vault import Vault
 from wardround.common.weights import Weights, trainable

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from wardround.common.errors import TrustRefused
+from wardround.server.network import asgi
+from wardround.server.network import gate as module
 from wardround.server.network.asgi import App
 from wardround.server.network.doors import Ringing
 from wardround.server.network.gate import PEER, Bell, Gate
@@ -187,6 +189,78 @@ def test_a_body_beyond_the_limit_is_refused_whatever_it_announces(announced: str
     assert not flower.heard
 
 
+def behind(door: App, *headers: tuple[bytes, bytes], silent: bool = False) -> App:
+    """The gate, for a caller with more headers, or one who falls silent in the middle of a body."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def halting() -> Any:
+            message = await receive()
+            if silent and not message.get("more_body"):
+                await asyncio.Event().wait()
+            return message
+
+        await door({**scope, "headers": [*scope["headers"], *headers]}, halting, send)
+
+    return app
+
+
+@pytest.mark.parametrize("name", [b"flwr-signature", b"flwr-public-key", b"content-length"])
+def test_a_header_that_decides_and_stands_there_twice_is_refused(name: bytes):
+    flower = Flower()
+    assert refusal(asyncio.run(asked(behind(gate(flower), (name, b"5")))))[0] == 400
+    assert not flower.heard
+
+
+def test_a_signature_longer_than_any_is_refused_and_not_remembered():
+    door = gate(Flower())
+    assert asyncio.run(asked(door, more={"flwr-signature": "x" * 10_000}))[0] == 409
+    assert not door._heard
+
+
+def test_a_body_whose_rest_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(asgi, "_SILENCE_SECONDS", 0.05)
+    assert refusal(asyncio.run(asked(behind(gate(Flower()), silent=True))))[0] == 408
+
+
+def test_a_site_that_sends_too_much_at_once_waits_and_the_others_do_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(asgi, "_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_MOST_AT_ONCE", 2)
+
+    async def many() -> list[int]:
+        door = gate(Flower())
+        slow = [asyncio.create_task(asked(behind(door, silent=True))) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        other = await asked(door, peer="b")
+        found = [status for status, _ in await asyncio.gather(*slow)]
+        return [other[0], *found, (await asked(door))[0]]  # those given up count no more
+
+    assert asyncio.run(many()) == [200, 408, 408, 429, 200]
+
+
+def test_names_of_more_pieces_than_a_model_has_are_refused():
+    assert asyncio.run(asked(gate(Flower()), "/v1/fleet/push-messages", body=b"x" * 70_000))[0] == 413
+    assert asyncio.run(asked(gate(Flower()), "/v1/fleet/pull-object", body=b"x" * 70_000))[0] == 200
+
+
+@pytest.mark.parametrize("peer", ["a", "revoked"])
+def test_whoever_is_refused_for_ever_does_not_fill_the_log(peer: str):
+    noted: list[tuple[str, str]] = []
+
+    async def many() -> None:
+        door = gate(Flower(), note=lambda site, what: noted.append((site, what)))
+        for _ in range(200):
+            await asked(door, peer=peer, key=b"another")
+
+    asyncio.run(many())
+    assert 20 <= len(noted) <= 25
+
+
+def test_who_asks_for_another_room_is_written_down():
+    noted: list[str] = []
+    asyncio.run(asked(gate(Flower(), note=lambda site, what: noted.append(what)), "/v1/control/start-run"))
+    assert noted == ["not found: '/v1/control/start-run'"]
+
+
 def test_a_part_of_a_model_may_be_larger_than_a_letter():
     assert asyncio.run(asked(gate(Flower()), "/v1/fleet/push-object", body=b"x" * 2_500_000))[0] == 200
     assert asyncio.run(asked(gate(Flower()), "/v1/fleet/push-object", body=b"x" * 9_000_000))[0] == 413
@@ -254,13 +328,53 @@ def test_mail_is_not_taken_out_for_a_caller_who_has_gone():
     assert waiting(act)[0] == [b"an order"]
 
 
+def test_mail_that_a_broken_line_swallowed_is_handed_over_again():
+    async def act(door: Gate, flower: Flower, bell: Bell) -> list[tuple[int, bytes]]:
+        flower.mail.append(b"an order")
+        lost = await asked(door, "/v1/fleet/pull-messages")  # taken out, and never arrived
+        await asked(door, "/v1/fleet/send-node-heartbeat")
+        other = asyncio.create_task(asked(door, "/v1/fleet/pull-messages", peer="b"))
+        found = await asyncio.wait_for(asked(door, "/v1/fleet/pull-messages"), 5)
+        assert not other.done()
+        other.cancel()
+        return [lost, found]
+
+    assert waiting(act)[0] == [(200, b"an order")] * 2
+
+
+@pytest.mark.parametrize("room", ["pull-object", "get-run", "confirm-message-received", "activate-node"])
+def test_mail_that_arrived_is_not_handed_over_again(room: str):
+    async def act(door: Gate, flower: Flower, bell: Bell) -> tuple[int, bytes]:
+        flower.mail.append(b"an order")
+        await asked(door, "/v1/fleet/pull-messages")
+        await asked(door, f"/v1/fleet/{room}")
+        flower.mail.append(b"the next")
+        return await asyncio.wait_for(asked(door, "/v1/fleet/pull-messages"), 5)
+
+    assert waiting(act)[0] == (200, b"the next")
+
+
+def test_mail_goes_to_the_newest_call_of_a_site_and_not_into_a_dead_line():
+    async def act(door: Gate, flower: Flower, bell: Bell) -> list[tuple[int, bytes]]:
+        dead = asyncio.create_task(asked(door, "/v1/fleet/pull-messages"))  # nobody says that it has gone
+        await asyncio.sleep(0.05)
+        alive = asyncio.create_task(asked(door, "/v1/fleet/pull-messages"))
+        await asyncio.sleep(0.05)
+        flower.mail.append(b"an order")
+        bell.ring()
+        return [await asyncio.wait_for(call, 5) for call in (alive, dead)]
+
+    alive, _ = waiting(act)[0]
+    assert alive == (200, b"an order")
+
+
 def test_a_study_that_puts_messages_in_rings():
     async def rung(path: str) -> bool:
         bell = Bell()
         heard = asyncio.create_task(bell.wait(5))
         await asyncio.sleep(0.02)
         await asked(Ringing(Flower(), bell), path)
-        await asyncio.sleep(0.02)
+        await asyncio.wait({heard}, timeout=0.3)
         done = heard.done()
         heard.cancel()
         return done
@@ -268,3 +382,29 @@ def test_a_study_that_puts_messages_in_rings():
     assert asyncio.run(rung("/v1/runtime/push-messages"))
     assert asyncio.run(rung("/v1/runtime/push-object"))
     assert not asyncio.run(rung("/v1/runtime/get-nodes"))
+
+
+def test_a_round_that_is_put_in_rings_once():
+    class Counting(Bell):
+        rings = 0
+
+        def ring(self) -> None:
+            self.rings += 1
+
+    async def many() -> int:
+        bell = Counting()
+        door = Ringing(Flower(), bell)
+        await asked(door, "/v1/runtime/push-messages")
+        await asyncio.gather(*(asked(door, "/v1/runtime/push-object") for _ in range(20)))
+        await asyncio.sleep(0.3)
+        return bell.rings
+
+    assert asyncio.run(many()) == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/control/stop-run", "/v1/control/list-nodes", "/v1/runtime/acquire-task", "/docs",
+                                  "/v1/fleet/activate-node", "/health"])  # fmt: skip
+def test_on_this_machine_only_the_rooms_of_a_study_answer(path: str):
+    flower = Flower()
+    assert asyncio.run(asked(Ringing(flower, Bell()), path))[0] == 404
+    assert not flower.heard

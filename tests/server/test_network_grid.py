@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from wardround.common.errors import UpdateRefused
+from wardround.common.errors import TrustRefused, UpdateRefused
 from wardround.server.network import grid as network_grid
 from wardround.server.network.grid import NetworkGrid
+from wardround.server.network.link import _with_limit
+from wardround.server.network.post import Seats
 
 NODE_UNAVAILABLE = 5  # Flower's
 
@@ -193,3 +197,107 @@ def test_send_and_receive_ends_with_its_time(flower: Flower):
     grid = opened(flower)
     list(grid.get_node_ids())
     assert list(grid.send_and_receive([order()], timeout=0.2)) == []
+
+
+class Choking(Flower):
+    """Raises as Flower does where a reply among those it fetched cannot be read; all of them are gone then."""
+
+    def pull_messages(self, ids: list[str]) -> list[Message]:
+        found = super().pull_messages(ids)
+        if any(reply.has_content() and reply.content["said"]["text"] == "garbage" for reply in found):  # type: ignore[index]
+            raise ValueError("Error parsing message")
+        return found
+
+
+def test_a_reply_that_flower_cannot_read_costs_its_site_the_round_and_nobody_else(flower: Flower):
+    choking = Choking(*flower.nodes)
+    grid = opened(choking)
+    list(grid.get_node_ids())
+    bad, good = grid.push_messages([order(11), order(12)])
+    replies: dict[str, Message] = {}
+    for _ in range(4):
+        for number, sent in list(choking.sent.items()):
+            choking.answers(number, "garbage" if sent.metadata.dst_node_id == 11 else "yes")
+        replies |= {reply.metadata.reply_to_message_id: reply for reply in grid.pull_messages([bad, good])}
+    assert replies[bad].error.reason == "the reply cannot be read"
+    assert replies[good].has_content()
+    assert len(choking.sent) == 4  # each was asked once more
+
+
+def test_where_flower_itself_does_not_answer_no_site_is_blamed(flower: Flower, monkeypatch: pytest.MonkeyPatch):
+    def gone(*given: object) -> list[Any]:
+        raise ConnectionError
+
+    grid = opened(flower)
+    list(grid.get_node_ids())
+    (known,) = grid.push_messages([order()])
+    monkeypatch.setattr(flower, "pull_messages", gone)
+    monkeypatch.setattr(flower, "get_nodes", gone)
+    with pytest.raises(ConnectionError):
+        grid.pull_messages([known])
+
+
+def test_a_reply_with_no_content_at_all_is_a_refusal(flower: Flower):
+    grid = opened(flower)
+    list(grid.get_node_ids())
+    (known,) = grid.push_messages([order()])
+    flower.answers("flower-0", "yes")
+    flower.replies[0].__dict__["_content"] = None
+    (reply,) = grid.pull_messages([known])
+    assert reply.error.reason == "it cannot be read"
+
+
+def test_a_reply_larger_than_a_model_is_not_fetched():
+    class Client:
+        def PullMessages(self, request: object) -> object:
+            return SimpleNamespace(messages_list=[request])
+
+        def PullObject(self, request: object) -> object:
+            return SimpleNamespace(object_content=b"12345")
+
+    client = Client()
+    _with_limit(client, 11)
+    for _ in range(2):  # a new message, a new allowance
+        client.PullMessages(1)
+        client.PullObject(1)
+        client.PullObject(1)
+    with pytest.raises(UpdateRefused, match="larger than 11 bytes"):
+        client.PullObject(1)
+
+
+def test_a_site_that_is_enrolled_while_its_study_waits_is_seen(flower: Flower):
+    keys = {"site-a": b"a"}
+
+    class Roster:
+        def node_key(self, name: str) -> bytes:
+            if name not in keys:
+                raise TrustRefused(f"{name} is not in the roster")
+            return keys[name]
+
+    roster: Any = Roster()
+    grid = NetworkGrid(flower, Seats(roster, ("site-a", "site-b")), Post())
+    assert list(grid.get_node_ids()) == [11]
+    keys["site-b"] = b"b"
+    assert list(grid.get_node_ids()) == [11, 12]
+
+
+def test_a_site_that_stays_away_costs_one_wait_and_not_one_a_round(flower: Flower):
+    grid = opened(flower)
+    list(grid.get_node_ids())
+    (first,) = grid.push_messages([order()])
+    flower.nodes[0].status = "offline"
+    flower.answers("flower-0", Error(NODE_UNAVAILABLE, "Node Unavailable"))
+    assert list(grid.pull_messages([first])) == []  # this one is waited for: it may come back
+    list(grid.get_node_ids())
+    for _ in range(2):
+        (known,) = grid.push_messages([order()])
+        (reply,) = grid.pull_messages([known])
+        assert (reply.metadata.reply_to_message_id, reply.error.reason) == (known, "site-a is away")
+    assert len(flower.sent) == 1
+    flower.nodes[0].status, flower.nodes[0].last_activated_at = "online", "tuesday"
+    list(grid.get_node_ids())
+    (third,) = grid.push_messages([order()])
+    assert len(flower.sent) == 2
+    flower.answers("flower-1", "yes")
+    (reply,) = grid.pull_messages([third])
+    assert reply.has_content()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
+import pytest
 from flwr.app import Message
 
 from tests.server.conftest import MeddledGrid
@@ -60,3 +62,43 @@ def test_who_never_answers_is_not_asked_for_ever(small: Small):
     assert grid.asked == 2 + roll._MOST_SILENCE
     grid.connected = {1, 2}
     assert at(grid, known, {1, 2}).addresses == {"cleveland": 2, "va": 1}
+
+
+class Training(Coming):
+    """Its only site is busy for the first questions; what is asked then is answered late, which is never."""
+
+    busy = 2
+    leaves = False
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        self.busy -= 1
+        if self.busy < 0:
+            return super().send_and_receive(messages, timeout=timeout)
+        self.asked += len(list(messages))
+        time.sleep(timeout or 0)
+        self.connected -= {1} if self.leaves else set()
+        return []
+
+
+def test_the_roll_waits_for_a_site_that_trains(small: Small, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(roll, "_SECONDS", 0.02)
+    grid = Training(small(), {1: "va"})
+    assert call_the_roll(grid, grid.study, "run").addresses == {"va": 1}
+    assert grid.asked == 3
+
+
+def test_the_roll_does_not_wait_for_a_site_that_has_gone(small: Small, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(roll, "_SECONDS", 0.02)
+    grid = Training(small(), {1: "va"})
+    grid.leaves = True
+    assert call_the_roll(grid, grid.study, "run").addresses == {}
+    assert grid.asked == 1
+
+
+def test_the_roll_does_not_wait_longer_than_a_round(small: Small, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(roll, "_SECONDS", 0.02)
+    grid = Training(small(), {1: "va"})
+    grid.study.plan.__dict__["deadline_seconds"] = 0.05
+    grid.busy = 1000
+    assert call_the_roll(grid, grid.study, "run").addresses == {}
+    assert grid.asked <= 4

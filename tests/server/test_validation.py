@@ -20,9 +20,9 @@ from tests.server.conftest import MeddledGrid, coordinate, progress
 from tests.server.test_report import a_report
 from wardround.client.data import open_parted
 from wardround.common.explain import facts, sentences
-from wardround.common.messages import REFUSED
 from wardround.common.metrics import Tally
 from wardround.common.plan import StudyPlan
+from wardround.common.refusals import REFUSED
 from wardround.common.tasks import task_of
 from wardround.common.weights import pack
 from wardround.server import collect as collect_module

@@ -14,6 +14,7 @@ import tomli_w
 import torch
 from torch.nn import functional as F
 
+from benchmarks.tasks import GOALS
 from wardround.client.dp.engine import engine_of
 from wardround.common.errors import ConfigError
 from wardround.common.metrics import METRICS
@@ -70,11 +71,11 @@ def test_a_small_training_learns(name: str):
     assert math.isfinite(METRICS[task.headline](task.scores(model, trainable(model), records)))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *(f"{name}-private" for name in PHANTOMS)])
 def test_private_gradients_of_the_shipped_network_take_one_pass(name: str):
-    task = TASKS[name]
-    options = tomllib.loads((STUDIES / f"{name}.toml").read_text())["model"]
-    assert engine_of(task.model(options, seed=0), task.loss, task.blank(2)).in_one_pass
+    plan = SignedText.load(STUDIES / f"{name}.toml").plan
+    task = TASKS[plan.task]
+    assert engine_of(task.model(plan.model, seed=0), task.loss, task.blank(2)).in_one_pass
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -99,6 +100,22 @@ def test_a_phantom_says_that_it_is_synthetic(name: str):
     assert "ynthetic" in SignedText.load(STUDIES / f"{name}.toml").plan.title
     assert "nobody's" in COHORTS[name].origin
     assert COHORTS[name].files == ()
+
+
+@pytest.mark.parametrize("name", PHANTOMS)
+def test_a_phantom_study_with_privacy_is_the_same_task_at_the_same_hospitals_within_epsilon_8(name: str):
+    plain, private = (SignedText.load(STUDIES / f"{each}.toml").plan for each in (name, f"{name}-private"))
+    assert (private.task, private.sites) == (plain.task, plain.sites)
+    assert plain.privacy is None
+    assert private.privacy is not None
+    assert (private.privacy.epsilon, private.privacy.delta) == (8.0, 1e-5)
+    assert private.local.steps == 1
+    assert GOALS[name].private_study == private.name
+
+
+def test_a_phantom_study_without_privacy_has_none_to_change(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"no \[privacy\] section"):
+        Scenario.prepare(STUDIES / "chest-phantom.toml", tmp_path / "run", Changes(epsilon=8.0))
 
 
 def test_a_right_mask_costs_less_than_an_empty_one_and_an_empty_film_can_be_right():
