@@ -14,7 +14,7 @@ from wardround.common.errors import SumAborted
 from wardround.common.secure_sum import site as site_module
 from wardround.common.secure_sum.messages import Advert, Agreed, Dealt, Masked, Revealed
 from wardround.common.secure_sum.site import SiteRules, SiteSum
-from wardround.common.secure_sum.turns import Turns
+from wardround.common.secure_sum.turns import LARGEST_FILE, Turns
 from wardround.common.trust.signing import Signed
 
 ME = "h000"
@@ -419,3 +419,21 @@ def test_a_failure_of_ours_ends_the_sum_and_says_nothing(found: Sum, monkeypatch
     boxes = inbox(found)
     monkeypatch.setattr(site_module, "quantise", fails)
     mask(found, boxes, "^the sum failed at this site$")
+
+
+def test_an_interruption_ends_the_sum_and_goes_on(found: Sum, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*args: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    site, boxes = found.sites[ME], inbox(found)
+    monkeypatch.setattr(site_module, "quantise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        site.mask(boxes, found.updates[ME], MODEL)
+    assert (site.next, site._memory, site.reason) == ("nothing more", None, "the sum failed at this site")
+
+
+def test_a_list_of_begun_sums_that_is_too_large_is_not_read(tmp_path: Path):
+    (tmp_path / "turns.json").write_bytes(b"{}" + b" " * LARGEST_FILE)
+    with pytest.raises(SumAborted, match="begins none") as caught:
+        Turns(tmp_path / "turns.json").take(OCCASION)
+    assert caught.value.detail.endswith("too large")

@@ -32,10 +32,17 @@ with (folder / "began").open("a") as began:
     began.write(str(orders["ticket"]["run_id"]) + "\\n")
 do = (folder / "do").read_text()
 status = json.loads((folder / "status.json").read_text())
+
+
+def write(changed):
+    (folder / "draft").write_text(json.dumps(changed))
+    (folder / "draft").replace(folder / "status.json")
+
+
 if do == "finish":
-    (folder / "status.json").write_text(json.dumps(status | {"state": "finished"}))
+    write(status | {"state": "finished"})
 if do == "one round":
-    (folder / "status.json").write_text(json.dumps(status | {"round": status["round"] + 1}))
+    write(status | {"round": status["round"] + 1})
 if do == "stay":
     time.sleep(60)
 sys.exit(0 if do == "finish" else 9)
