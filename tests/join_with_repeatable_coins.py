@@ -18,6 +18,7 @@ def make_app() -> Any:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
+    __import__("conftest")
     from wardround.client.network.join import join
 
     join(Path(sys.argv[1]), make_app)
