@@ -18,7 +18,7 @@ from wardround.server.collect import printable
 
 _SECONDS = 60.0  # for an answer to a roll call or a farewell
 _NEWCOMER_SECONDS = 10.0  # between two rounds nobody waits as long
-_MOST_SILENCE = 3  # times a newcomer may leave the question unanswered
+_OFTEN = 3  # times a newcomer that does not answer is asked round by round
 
 log = logging.getLogger("wardround.coordinator")
 
@@ -31,8 +31,8 @@ class Roll:
         addresses: site -> Flower's number for it, in the plan's order.
         refused: site -> why it does not take part.
         ledger_heads: site -> the newest entry of its ledger, as the site says.
-        settled: Flower's numbers of all who need not be asked again: present, refusing, of another study, or ever silent.
-        silent: Flower's number -> how often it left the question unanswered.
+        settled: Flower's numbers of all who need not be asked again: present, refusing, or of another study.
+        silent: Flower's number -> for how many rounds it has left the question unanswered.
     """
 
     addresses: dict[str, int]
@@ -86,7 +86,8 @@ def with_newcomers(grid: Grid, study: SignedText, run: str, roll: Roll) -> Roll:
     addresses, refused, settled = dict(roll.addresses), dict(roll.refused), set(roll.settled)
     asked = connected - roll.settled
     silent = {address: roll.silent.get(address, 0) + 1 for address in asked}
-    for address, present in _answers(grid, study, run, asked, seconds=_NEWCOMER_SECONDS):
+    due = {address for address in asked if _is_due(silent[address])}
+    for address, present in _answers(grid, study, run, due, seconds=_NEWCOMER_SECONDS):
         silent.pop(address, None)
         if present is not None and not present.refusal:
             holder = addresses.get(present.site, address)
@@ -100,8 +101,12 @@ def with_newcomers(grid: Grid, study: SignedText, run: str, roll: Roll) -> Roll:
         elif present is not None and present.site not in addresses:
             refused[present.site] = printable(present.refusal)
         settled.add(address)
-    settled |= {address for address, times in silent.items() if times >= _MOST_SILENCE}
     return Roll(_in_order(study.plan, addresses), refused, roll.ledger_heads, frozenset(settled), silent)
+
+
+def _is_due(times: int) -> bool:
+    """Whether to ask a silent newcomer: at once a few times, then ever more rarely; it may only be busy with another study."""
+    return times <= _OFTEN or times & (times - 1) == 0
 
 
 def say_farewell(grid: Grid, study: SignedText, progress: Progress) -> dict[str, Settled]:

@@ -189,7 +189,7 @@ def test_flowers_client_can_be_given_our_own_line():
 def test_flowers_grid_speaks_for_a_ticket():
     from wardround.server.network.link import Ticket, inner_grid
 
-    grid = inner_grid(1, Ticket(7, 8, "token"), most=100)
+    grid = inner_grid(1, Ticket(7, 8, "token"), most=100, seconds=1.0)
     assert grid.run.run_id == 7
     for call in ("get_nodes", "push_messages", "pull_messages", "set_run"):
         assert callable(getattr(grid, call)), call

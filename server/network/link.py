@@ -6,9 +6,10 @@ API; a contract test names every internal they use, so that a new Flower breaks 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,7 @@ class SuperLink:
     """Flower's own server: registers sites, keeps messages, knows who is connected.
 
     Args:
-        database: SQLite file; created, and kept readable by its owner alone.
+        database: SQLite file; created, and kept readable by its owner alone. Models and updates are never in it.
         port: of the loopback listener.
         secret: what Flower's own executors would have to know; nobody is told.
     """
@@ -63,7 +64,6 @@ class SuperLink:
         from flwr.superlink.config_loader import SuperLinkLifespanConfig
         from flwr.superlink.main import create_app
 
-        _large_pages()
         database.touch(mode=0o600)
         database.chmod(0o600)
         config = SuperLinkLifespanConfig(
@@ -90,7 +90,8 @@ class SuperLink:
             isolation="process",  # no executor of Flower's is started
             runtime_dependency_install=False,
         )
-        self.app: Callable[..., Any] = create_app(config, SuperLinkLifespan)
+        with _updates_in_memory():
+            self.app: Callable[..., Any] = create_app(config, SuperLinkLifespan)
         self._state = self.app.state.linkstate_factory.state()
 
     def register(self, node_key: bytes) -> int:
@@ -136,17 +137,35 @@ class SuperLink:
         return len(left)
 
 
-def _large_pages() -> None:
-    """Let the database take pieces of 5 MB in its stride: pages of 32 KB, and a log of 128 MB before it waits for the disk."""
-    from flwr.supercore import sql_mixin
+@contextlib.contextmanager
+def _updates_in_memory() -> Iterator[None]:
+    """Have Flower keep what messages hold in memory: no update lies on a disk in clear, and none waits for one.
 
-    flowers: Any = sql_mixin  # what it imports is not its interface
-    own = (("page_size", "32768"), *flowers.SQLITE_PRAGMAS, ("wal_autocheckpoint", "4096"))
-    flowers.SQLITE_PRAGMAS = tuple(dict.fromkeys(own))  # once, however many are opened in this process
+    Its books of sites, runs and messages stay in the file. What is lost with the process is asked for again by its runs' heirs.
+    """
+    from flwr.server.superlink.linkstate import LinkStateFactory
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.superlink import main
+
+    flowers: Any = main  # what it imports is not its interface
+    before = flowers.get_objectstore_linkstate_factories
+
+    def factories(database: str, federation_manager: Any) -> tuple[Any, Any]:
+        objects = ObjectStoreFactory()
+        return objects, LinkStateFactory(database, federation_manager, objects)
+
+    flowers.get_objectstore_linkstate_factories = factories
+    try:
+        yield
+    finally:
+        flowers.get_objectstore_linkstate_factories = before
 
 
-def inner_grid(port: int, ticket: Ticket, *, most: int) -> Any:
-    """Flower's own grid over the loopback listener, speaking for `ticket`; a reply has at most `most` bytes."""
+def inner_grid(port: int, ticket: Ticket, *, most: int, seconds: float) -> Any:
+    """Flower's own grid over the loopback listener, speaking for `ticket`.
+
+    A reply has at most `most` bytes, and its parts are waited for at most so many seconds.
+    """
     from flwr.supercore.inflatable.inflatable_utils import pull_objects
     from flwr.supercore.run import Run
     from flwr.supercore.task_identity import TaskIdentity
@@ -155,7 +174,9 @@ def inner_grid(port: int, ticket: Ticket, *, most: int) -> Any:
 
     # a reply is announced before its tensors are there; Flower would look again after 1, 2, 4 ... s, and 500 times in all
     flowers: Any = http_grid
-    flowers.pull_objects = partial(pull_objects, initial_backoff=0.05, backoff_cap=_LOOK_SECONDS, max_tries_per_object=None)
+    flowers.pull_objects = partial(
+        pull_objects, max_time=seconds, initial_backoff=0.05, backoff_cap=_LOOK_SECONDS, max_tries_per_object=None
+    )
     grid = HttpGrid(f"127.0.0.1:{port}", insecure=True, token=ticket.token)
     grid.set_run(Run.create_empty(run_id=ticket.run_id))
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = ticket.run_id, 1, ticket.task_id

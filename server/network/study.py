@@ -103,7 +103,7 @@ def run(orders: Orders) -> str:
     vault = config.opened_vault()
     post, site_of = opened_post(config, study, folder.path)
     most = 5 * task_of(plan).size(plan.model) + _LARGEST_LETTER
-    inner = inner_grid(orders.port, orders.ticket, most=most)
+    inner = inner_grid(orders.port, orders.ticket, most=most, seconds=plan.deadline_seconds)
     grid = NetworkGrid(inner, site_of, post, seen=lambda sites: scribe.note(connected=sites))
     try:
         _wait_for_sites(grid, list(plan.sites), plan.min_sites, scribe)

@@ -53,15 +53,16 @@ def test_a_seat_taken_while_its_site_was_away_comes_back_once_the_other_has_gone
     assert at(grid, known, {1, 2}).addresses["va"] == 1
 
 
-def test_who_never_answers_is_not_asked_for_ever(small: Small):
+def test_who_does_not_answer_is_asked_ever_more_rarely_and_may_still_come(small: Small):
     grid = Coming(small(), {1: "va", 2: "cleveland", 7: ""})
     grid.connected = {1, 2}
     known = call_the_roll(grid, grid.study, "run")
-    for _ in range(10):
+    for _ in range(31):
         known = at(grid, known, {1, 2, 7})
-    assert grid.asked == 2 + roll._MOST_SILENCE
-    grid.connected = {1, 2}
+    assert grid.asked == 2 + 6  # in rounds 1, 2, 3, 4, 8 and 16
     assert at(grid, known, {1, 2}).addresses == {"cleveland": 2, "va": 1}
+    grid.names[7] = "hungarian"  # its other study is over
+    assert at(grid, known, {1, 2, 7}).addresses["hungarian"] == 7
 
 
 class Training(Coming):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import sqlite3
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
-import pytest
-from flwr.supercore import sql_mixin
-from flwr.superlink.grid import http_grid
+from flwr.app import ConfigRecord
+from flwr.supercore.inflatable.inflatable_object import get_object_tree
+from flwr.superlink import main
 
 from wardround.server.network.asgi import Receive, Scope, Send
-from wardround.server.network.link import _large_pages
+from wardround.server.network.link import SuperLink
 from wardround.server.network.turns import InTurn
 
 SCOPE = {"type": "http", "path": "/", "headers": []}
@@ -82,18 +80,20 @@ def test_a_caller_that_does_not_read_or_write_keeps_nobody_waiting():
     assert asyncio.run(many())[0]["status"] == 200
 
 
-def test_the_database_takes_pieces_of_models_in_its_stride(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", sql_mixin.SQLITE_PRAGMAS)
-    _large_pages()
-    _large_pages()
-    with contextlib.closing(sqlite3.connect(tmp_path / "fresh.sqlite")) as database:
-        sql_mixin._set_sqlite_pragmas(database, None)
-        database.execute("CREATE TABLE one (two)")
-        found = [
-            database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "wal_autocheckpoint", "journal_mode")
-        ]
-    assert found == [32768, 4096, "wal"]
-    assert hasattr(http_grid, "pull_objects")
+def test_no_update_is_kept_on_disk(tmp_path: Path):
+    link = SuperLink(tmp_path / "superlink.sqlite", port=1, secret=b"x" * 32)
+    ticket = link.begin_run({"plan": "a plan"})
+    secret = b"what a hospital learnt" * 100
+    letter = ConfigRecord({"update": secret})
+    session = link._state.start_session(ticket.run_id)
+    link._state.preregister_object_tree(get_object_tree(letter), session)
+    assert link._state.store_object(ticket.run_id, session, letter.object_id, letter.deflate())
+    assert secret in (link._state.get_object(ticket.run_id, letter.object_id) or b"")
+    for path in tmp_path.glob("superlink.sqlite*"):
+        assert b"a hospital learnt" not in path.read_bytes()
+    link.end_run(ticket.run_id)
+    assert link._state.get_object(ticket.run_id, letter.object_id) is None
+    assert main.get_objectstore_linkstate_factories.__module__ == "flwr.superlink.config_loader"  # put back
 
 
 def test_a_body_without_end_is_refused():
