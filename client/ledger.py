@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wardround.client.owned_sqlite import owned_by_us_alone, whole_change
 from wardround.common.errors import BudgetExhausted, LedgerBroken, OrderRefused, RoundTaken
 from wardround.common.privacy import Cost, NoisedSteps, filtered
 
@@ -143,7 +143,7 @@ class PrivacyLedger:
     def __init__(self, path: Path) -> None:
         self.path = path
         with _speaking_plainly():
-            _owned_by_us_alone(path)
+            owned_by_us_alone(path, "ledger")
             self._db = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
         try:
             with _speaking_plainly():
@@ -390,15 +390,8 @@ class PrivacyLedger:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """One writer at a time, over all processes; everything or nothing."""
-        with _speaking_plainly():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    self._db.execute("ROLLBACK")
-                raise
+        with _speaking_plainly(), whole_change(self._db):
+            yield
 
 
 def _patiently(act: Callable[[], object]) -> None:
@@ -412,17 +405,6 @@ def _patiently(act: Callable[[], object]) -> None:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
-
-
-def _owned_by_us_alone(path: Path) -> None:
-    """Make the file where there is none; nobody else may read it, and a link may not lead elsewhere."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if path.is_symlink():
-        raise OSError("the ledger is a symbolic link")
-    # an existing file is not opened here: closing it would drop SQLite's locks of this process on it
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    path.chmod(path.stat().st_mode & 0o700)
 
 
 @contextlib.contextmanager

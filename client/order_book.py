@@ -21,13 +21,13 @@ not do then. Whoever recorded older orders can do nothing with them. An honest c
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wardround.client.owned_sqlite import owned_by_us_alone, whole_change
 from wardround.common.errors import OrderRefused, RoundTaken
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class OrderBook:
     def __init__(self, state: Path) -> None:
         path = state / "orders.sqlite"
         with _speaking_plainly():
-            _owned_by_us_alone(path)
+            owned_by_us_alone(path, "order book")
             self._db = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
             try:
                 self._db.execute("PRAGMA synchronous = FULL")
@@ -161,29 +161,12 @@ class OrderBook:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Everything or nothing, one at a time over all processes."""
-        with _speaking_plainly():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    self._db.execute("ROLLBACK")
-                raise
+        with _speaking_plainly(), whole_change(self._db):
+            yield
 
 
 def _manifest(order: Order) -> str:
     return order.manifest.digest if order.manifest else ""
-
-
-def _owned_by_us_alone(path: Path) -> None:
-    """Make the file where there is none; nobody else may read it, and a link may not lead elsewhere."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if path.is_symlink():
-        raise OSError("the order book is a symbolic link")
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    path.chmod(path.stat().st_mode & 0o700)
 
 
 @contextlib.contextmanager

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -25,6 +23,7 @@ from wardround.client.policy import SiteConfig
 from wardround.common.devices import keep_memory
 from wardround.common.errors import StudyStopped
 from wardround.common.privacy import Cost, filtered
+from wardround.common.service import logging_to
 from wardround.common.tasks import Records
 from wardround.common.weights import Weights
 from wardround.server.account import epsilons, study_facts
@@ -75,7 +74,7 @@ def simulate(
     watch = watch or Watch()
     began = time.perf_counter()
     tests = HeldOut.open(scenario)
-    with _logging_to(scenario.folder / "log.txt"):
+    with logging_to(scenario.folder / "log.txt"):
         stopped = _train(scenario, tests, processes, every, watch, coins_for)
     trained = time.perf_counter()
     checkpoint = Progress.latest(scenario.folder / "checkpoints", study=scenario.study.digest)
@@ -120,25 +119,6 @@ _NOTE_BASELINES = (
     "The hospitals alone and the pooled model were trained without noise: alone, nothing leaves a hospital, and pooled is "
     "the ceiling a federation is measured against."
 )
-
-
-@contextlib.contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """What coordinator and sites log goes into the run folder, not between the lines of a progress bar."""
-    logger = logging.getLogger("wardround")
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    before = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
 
 
 def _train(

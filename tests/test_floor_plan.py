@@ -127,29 +127,35 @@ def test_flowers_messages_have_the_fields_a_link_reads_and_writes(module: str):
 
 
 def test_flowers_server_does_what_the_coordinators_link_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from wardround.common import service
     from wardround.common.errors import LinkRefused
     from wardround.server.network import link
 
     for name in ("FLWR_HOME", "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK"):
         monkeypatch.setenv(name, "0")
     monkeypatch.setenv("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
-    link.quiet_flower(tmp_path / "flower")
+    service.quiet_flower(tmp_path / "flower")
     logger = logging.getLogger("flwr")
     level, handlers = logger.level, list(logger.handlers)
     found = link.SuperLink(tmp_path / "superlink.sqlite", port=1, secret=b"x" * 32)
+
+    def connected() -> dict[bytes, str]:
+        """As the network's grid reads it: Flower key -> since when, of all that are there."""
+        return {node.public_key: node.last_activated_at for node in found._state.get_node_info(statuses=["online"])}
+
     try:
         assert (tmp_path / "superlink.sqlite").stat().st_mode & 0o077 == 0
         assert re.fullmatch(r"\d+\.\d+\.\d+.*", link.flower_version())
         key = public_key_to_bytes(ec.generate_private_key(ec.SECP384R1()).public_key())
         number = found.register(key)
         assert found.register(key) == number
-        assert found.connected() == {}
+        assert connected() == {}
         assert found._state.activate_node(number, 30.0)
-        (since,) = found.connected().values()
-        assert list(found.connected()) == [key]
+        (since,) = connected().values()
+        assert list(connected()) == [key]
         assert since
         assert found._state.acknowledge_node_heartbeat(number, 30.0)
-        assert list(found.connected().values()) == [since]  # a beat is no new connection
+        assert list(connected().values()) == [since]  # a beat is no new connection
         first, second = found.begin_run({"plan": "a"}), found.begin_run({"plan": "b"})
         assert first.run_id != second.run_id
         assert first.token != second.token

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -12,9 +11,8 @@ import signal
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +23,7 @@ from wardround.client.network.link import Line, Mail, Offline
 from wardround.client.policy import SiteConfig
 from wardround.common.errors import ConfigError, LinkRefused, TrustRefused, WardroundError
 from wardround.common.files import write_atomically
+from wardround.common.service import LOG_BYTES, alone, logging_to, quiet_flower
 from wardround.common.trust.certificates import UNREADABLE, fingerprint, same_fingerprint, utc_now
 from wardround.common.trust.enrolment import read_key
 from wardround.common.trust.private_files import read_private
@@ -33,7 +32,6 @@ from wardround.common.trust.site_folder import SiteFolder
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two attempts to reach the coordinator
 _REFUSED_WAIT = 30.0
 _RENEW_SECONDS = 3600.0  # between two looks at the revocation list
-_LOG_BYTES, _LOGS = 10 << 20, 5
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -61,10 +59,12 @@ def join(path: Path, make_app: Callable[[], ClientApp] | None = None) -> None:
     path = path.resolve()
     config = SiteConfig.load(path)
     os.umask(0o077)
-    for name in ("FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK"):
-        os.environ[name] = "0" if name == "FLWR_TELEMETRY_ENABLED" else "1"
-    os.environ["FLWR_HOME"] = str(config.state / "flower")
-    with _alone(config.state), _logging_to(config.state / "site.log"), contextlib.suppress(Leaving):
+    quiet_flower(config.state / "flower")
+    with (
+        alone(config.state, "join", "another `wardround join` serves this site"),
+        logging_to(config.state / "site.log", largest=LOG_BYTES),
+        contextlib.suppress(Leaving),
+    ):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _leave)
         _serve(path, config, make_app)
@@ -199,28 +199,3 @@ def _wait_for_hours(config: SiteConfig, action: str) -> None:
 def _leave(number: int, frame: object) -> None:
     if threading.current_thread() is threading.main_thread():
         raise Leaving
-
-
-@contextlib.contextmanager
-def _alone(state: Path) -> Iterator[None]:
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (state / "join.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"{state} is in use: another `wardround join` serves this site") from None
-        yield
-
-
-@contextlib.contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    handler = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=_LOGS, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("wardround")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()

@@ -7,7 +7,6 @@ API; a contract test names every internal they use, so that a new Flower breaks 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,18 +18,6 @@ from wardround.common.errors import LinkRefused, UpdateRefused
 
 _LOOK_SECONDS = 0.3  # at most, between two looks for a part of a reply
 _FEDERATION = "@none/default"  # Flower's only one without its enterprise parts
-
-
-def quiet_flower(home: Path) -> None:
-    """Keep Flower to itself; to be called before anything of it is imported: no telemetry, no updates, nothing in $HOME."""
-    os.environ |= {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    }
-    for name in ("FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API"):  # older ways in
-        os.environ.pop(name, None)
 
 
 def flower_version() -> str:
@@ -101,10 +88,6 @@ class SuperLink:
             return known
         number: int = self._state.create_node("<id:none>", "none", node_key, 0)
         return number
-
-    def connected(self) -> dict[bytes, str]:
-        """Node key -> when it connected, of all that are here now."""
-        return {bytes(node.public_key): str(node.last_activated_at) for node in self._state.get_node_info(statuses=["online"])}
 
     def begin_run(self, settings: dict[str, str]) -> Ticket:
         """A new run; `settings` is what every site can ask for about it.

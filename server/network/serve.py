@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
@@ -12,17 +11,16 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
 from wardround.common.errors import ConfigError, TrustRefused
+from wardround.common.service import LOG_BYTES, alone, logging_to, quiet_flower
 from wardround.server.network.config import CoordinatorConfig
-from wardround.server.network.link import SuperLink, flower_version, quiet_flower
+from wardround.server.network.link import SuperLink, flower_version
 from wardround.server.network.shelf import Shelf
 
 _TICK_SECONDS = 0.5
-_LOG_BYTES, _LOGS = 10 << 20, 5
 
 log = logging.getLogger("wardround.coordinator")
 
@@ -38,10 +36,12 @@ def serve(path: Path) -> None:
         TrustRefused: the keys do not belong to the certificates.
     """
     config = CoordinatorConfig.load(path)
-    config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     quiet_flower(config.state / "flower")
     os.umask(0o077)
-    with _alone(config.state), _logging_to(config.state / "coordinator.log"):
+    with (
+        alone(config.state, "serve", "another `wardround serve` is running"),
+        logging_to(config.state / "coordinator.log", largest=LOG_BYTES),
+    ):
         asyncio.run(_serve(config, path.resolve()))
 
 
@@ -93,7 +93,7 @@ async def _serve(config: CoordinatorConfig, path: Path) -> None:
     outer.load()
     outer.ssl = context
     inner = uvicorn.Config(Ringing(flower_app, bell), **{**quiet, "lifespan": "on"})
-    doors = [_Door(inner), _Door(outer)]
+    doors = inner_door, outer_door = _Door(inner), _Door(outer)
     studies = Studies(Shelf(config.state), link, config=path, port=config.control_port, at_once=config.studies_at_once)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -101,10 +101,11 @@ async def _serve(config: CoordinatorConfig, path: Path) -> None:
         loop.add_signal_handler(number, stop.set)
     serving = [asyncio.create_task(door.serve(sockets=[own])) for door, own in zip(doors, (private, public), strict=True)]
     print(f"serving hospitals on {config.host}:{config.port}; state in {config.state}", flush=True)
+    registered: set[bytes] = set()
     failed, shown = "", _stamp(certificate)
     try:
         while not stop.is_set():
-            _register(link, roster)
+            _register(link, roster, registered)
             if (renewed := _stamp(certificate)) != shown:
                 shown = renewed
                 _show(context, certificate, config.keys / "tls.key")
@@ -117,8 +118,8 @@ async def _serve(config: CoordinatorConfig, path: Path) -> None:
                 await asyncio.wait_for(stop.wait(), _TICK_SECONDS)
     finally:
         await asyncio.to_thread(studies.close)
-        for door in doors:
-            door.should_exit = door.force_exit = True
+        outer_door.should_exit = outer_door.force_exit = True  # calls for mail are held open
+        inner_door.should_exit = True  # and lets Flower end in order
         bell.ring()
         await asyncio.gather(*serving, return_exceptions=True)
         audit.add("serve.end")
@@ -136,16 +137,14 @@ def _Door(config: Any) -> Any:  # noqa: N802 - uvicorn's server, without its own
     return Door(config)
 
 
-_registered: dict[bytes, int] = {}
-
-
-def _register(link: SuperLink, roster: Any) -> None:
+def _register(link: SuperLink, roster: Any, registered: set[bytes]) -> None:
     """Give every site of the roster its number in Flower's books; a new one is let in without a restart."""
     for site in roster.sites():
         with contextlib.suppress(TrustRefused):
             key = roster.node_key(site)
-            if key not in _registered:
-                _registered[key] = link.register(key)
+            if key not in registered:
+                link.register(key)
+                registered.add(key)
                 log.info("%s may connect", site)
 
 
@@ -193,28 +192,3 @@ def _bound(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     found.setblocking(False)
     return found
-
-
-@contextlib.contextmanager
-def _alone(state: Path) -> Iterator[None]:
-    """Hold the state folder; raises `ConfigError` where another process does."""
-    with (state / "serve.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"{state} is in use: another `wardround serve` is running") from None
-        yield
-
-
-@contextlib.contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    handler = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=_LOGS, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("wardround")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()

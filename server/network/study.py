@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from wardround.common.errors import StudyStopped, WardroundError
-from wardround.server.network.link import Ticket, inner_grid, quiet_flower
+from wardround.common.service import quiet_flower
+from wardround.server.network.link import Ticket, inner_grid
 from wardround.server.network.shelf import FINISHED, RUNNING, STOPPED, WAITING, Status, StudyFolder
 
 _PATIENCE = 30.0  # seconds for latecomers once enough sites are there
