@@ -92,15 +92,9 @@ def read_plan(path: Path) -> tuple[SignedText, SignedStudy | None]:
 def rules_of(study: SignedText, config: SiteConfig) -> list[Rule]:
     """Every rule of this site, and whether the plan keeps it; the ledger is only looked at."""
     from wardround.client.policy import Rule
-    from wardround.common.tasks import task_of
 
     plan = study.plan
-    source, limit = config.data.get(plan.task), config.allow.parameters
-    size = task_of(plan).size(plan.model)
-    found = config.allow.rules(plan, config.site, source.declared_patients if source else None)
-    found.append(Rule("this site has data for the task", "" if source else f"it has no data for task {plan.task}"))
-    larger = f"a model of {size:,} numbers is larger than the {limit:,} allowed"
-    found.append(Rule(f"the model has at most {limit:,} numbers", larger if size > limit else ""))
+    source, found = config.data.get(plan.task), config.rules(plan)
     if plan.privacy is not None and source is not None and config.allow.epsilon_lifetime is not None:
         before, after = budget(study, config)
         lifetime = config.allow.epsilon_lifetime

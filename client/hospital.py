@@ -99,8 +99,7 @@ class Hospital:
         Raises:
             WardroundError: any refusal, in words that may leave the site.
         """
-        if order.study != study.digest:
-            raise OrderRefused("the order belongs to another study plan")
+        _refuse_another(order.study, study, "order")
         self._admit(study)
         plan = study.plan
         attempts = plan.privacy.max_attempts if plan.privacy else 1
@@ -120,8 +119,7 @@ class Hospital:
         Raises:
             WardroundError: any refusal.
         """
-        if look.study != study.digest:
-            raise OrderRefused("the look belongs to another study plan")
+        _refuse_another(look.study, study, "look")
         self._admit(study)
         plan, site = study.plan, self.config.site
         if plan.validation is None:
@@ -148,8 +146,7 @@ class Hospital:
         Raises:
             WardroundError: any refusal.
         """
-        if asked.study != study.digest:
-            raise OrderRefused("the question belongs to another study plan")
+        _refuse_another(asked.study, study, "question")
         self._admit(study)
         plan, site = study.plan, self.config.site
         if not plan.loss.counts:
@@ -172,8 +169,7 @@ class Hospital:
 
     def settle(self, study: SignedText, farewell: Farewell) -> Settled:
         """End a study: give back what was not spent."""
-        if farewell.study != study.digest:
-            raise OrderRefused("the farewell belongs to another study plan")
+        _refuse_another(farewell.study, study, "farewell")
         if study.plan.privacy is None:
             return Settled(self.config.site, farewell.study, "", 0)
         steps = self.ledger.settle(study=study.digest, run=farewell.run)
@@ -185,12 +181,10 @@ class Hospital:
         plan, site = study.plan, self.config.site
         source = self.config.data.get(plan.task)
         self.config.allow.admit(plan, site, source.declared_patients if source else None)
-        if source is None:
-            raise PlanRefused(f"{site} does not take part: it has no data for task {plan.task}")
+        for rule in self.config.own_rules(plan):
+            if rule.refusal:
+                raise PlanRefused(f"{site} does not take part: {rule.refusal}")
         task = task_of(plan)
-        if (size := task.size(plan.model)) > self.config.allow.parameters:
-            most = self.config.allow.parameters
-            raise PlanRefused(f"{site} does not take part: a model of {size:,} numbers is larger than the {most:,} allowed")
         model = self._model(plan)
         if plan.privacy is None:
             refuse_coupled(model)
@@ -318,3 +312,8 @@ class Hospital:
 def _seen(weights: Weights, shares: bytes) -> str:
     """What a round is trained or looked at from, in short."""
     return digest(weights) + (f"/{shares.hex()}" if shares else "")
+
+
+def _refuse_another(told: str, study: SignedText, what: str) -> None:
+    if told != study.digest:
+        raise OrderRefused(f"the {what} belongs to another study plan")

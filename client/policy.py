@@ -190,6 +190,21 @@ class SiteConfig(Config):
     compute: Compute = Compute()
     network: Network = Network()
 
+    def rules(self, plan: StudyPlan) -> list[Rule]:
+        """Every rule of this site but for its patients' budget, which the ledger keeps, and whether `plan` keeps it."""
+        source = self.data.get(plan.task)
+        return [*self.allow.rules(plan, self.site, source.declared_patients if source else None), *self.own_rules(plan)]
+
+    def own_rules(self, plan: StudyPlan) -> Iterator[Rule]:
+        """What follows from the rest of the file: records to train on, and a model that is not too large."""
+        from wardround.common.tasks import task_of
+
+        has_data, most = plan.task in self.data, self.allow.parameters
+        yield Rule("this site has data for the task", "" if has_data else f"it has no data for task {plan.task}")
+        size = task_of(plan).size(plan.model)
+        larger = f"a model of {size:,} numbers is larger than the {most:,} allowed"
+        yield Rule(f"the model has at most {most:,} numbers", larger if size > most else "")
+
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a site file; relative paths in it start at its own folder."""

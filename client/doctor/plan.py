@@ -26,21 +26,9 @@ def readable(case: Case) -> Finding:
 
 def rules(case: Case) -> Finding:
     """Every rule of [allow], and how the plan keeps it."""
-    from wardround.common.tasks import task_of
-
-    plan, allow = case.study.plan, case.config.allow
-    source = case.config.data.get(plan.task)
-    found = [
-        (rule.wants, rule.refusal) for rule in allow.rules(plan, case.config.site, source.declared_patients if source else None)
-    ]
-    found.append((f"there is data for task {plan.task}", "" if source else f"there is no data for task {plan.task}"))
-    size = task_of(plan).size(plan.model)
-    too_large = (
-        f"a model of {size:,} numbers is larger than the {allow.parameters:,} allowed" if size > allow.parameters else ""
-    )
-    found.append((f"a model has at most {allow.parameters:,} numbers", too_large))
-    lines = "\n".join(f"{'no: ' + refusal if refusal else 'yes'}  ({wants})" for wants, refusal in found)
-    broken = [refusal for _, refusal in found if refusal]
+    found = case.config.rules(case.study.plan)
+    lines = "\n".join(f"{'no: ' + rule.refusal if rule.refusal else 'yes'}  ({rule.wants})" for rule in found)
+    broken = [rule.refusal for rule in found if rule.refusal]
     if broken:
         raise Unwell("; ".join(broken), "the plan must change, or [allow] in the site file", lines)
     return Finding("ok", f"it keeps all {len(found)} rules", local=lines)
